@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from papershelf.errors import UserError
-from rife.timeline import Timeline, parse_factor, parse_rate, regular, slowed
+from rife.timeline import RegularTimes, Timeline, parse_factor, parse_rate, slowed
 
 fractions = st.fractions(min_value=Fraction(1, 100), max_value=10, max_denominator=90000)
 rates = st.one_of(
@@ -88,7 +88,13 @@ def test_two_hours_of_milliseconds_become_regular_again():
     exact = [i / rate for i in range(2 * 3600 * 24)]
     for rounding in (round, math.floor):
         stored = [rounding(t / tick) * tick for t in exact]
-        assert list(regular(stored, rate, tick)) == exact
+        assert list(map(RegularTimes(rate, tick), stored)) == exact
+
+
+def test_the_last_duration_loses_its_rounding_too():
+    times = RegularTimes(Fraction(24000, 1001), Fraction(1, 1000))
+    assert times.duration(Fraction(42, 1000)) == Fraction(1001, 24000)
+    assert times.duration(Fraction(2)) == 2
 
 
 def test_doubling_a_regular_source_hits_every_source_frame():
@@ -106,10 +112,10 @@ def test_fewer_frames_than_the_source():
 @given(source_times())
 def test_irregular_times_stay_and_stay_in_order(times):
     tick = Fraction(1, 90000)
-    out = list(regular(times, Fraction(30), tick))
+    out = list(map(RegularTimes(Fraction(30), tick), times))
     assert all(abs(a - b) <= tick for a, b in zip(out, times, strict=True))
     assert all(a < b for a, b in pairwise(out))
-    assert list(regular(times, None, tick)) == times
+    assert list(map(RegularTimes(None, tick), times)) == times
 
 
 @pytest.mark.parametrize(
