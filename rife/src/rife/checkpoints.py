@@ -18,7 +18,7 @@ import torch
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from rife.flow_net import BlockStyle
@@ -105,7 +105,7 @@ def save(model: Rife, path: Path, metadata: Mapping[str, str] | None = None) -> 
     }
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {**(metadata or {}), **about})
+        temporary.write_bytes(to_bytes(tensors, {**(metadata or {}), **about}))
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,7 +190,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118: not a dict
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:

@@ -266,25 +266,6 @@ class Rife(nn.Module):
             )
 
 
-def predict_turned(model: Rife, img0: Tensor, img1: Tensor, t: float | Tensor = 0.5, **options: object) -> Prediction:
-    """Section 4.3: the mean of the prediction and of that for both frames turned by 180 degrees.
-
-    Args:
-        model: any release.
-        img0: as for :meth:`Rife.forward`. The padding turns with the frame.
-        img1: likewise.
-        t: likewise.
-        options: ``scale``, ``ensemble``, ``clamp``.
-    """
-    straight = model(img0, img1, t, **options)
-    turned = model(img0.flip(2, 3), img1.flip(2, 3), t, **options)
-    return Prediction(
-        (straight.frame + turned.frame.flip(2, 3)) / 2,
-        (straight.flow - turned.flow.flip(2, 3)) / 2,  # turned, a motion points the other way
-        (straight.mask + turned.mask.flip(2, 3)) / 2,
-    )
-
-
 def leakage_distillation(
     flows: Sequence[Tensor], merged: Sequence[Tensor], flow_teacher: Tensor, merged_teacher: Tensor, gt: Tensor
 ) -> Tensor:

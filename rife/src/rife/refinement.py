@@ -53,7 +53,10 @@ class Refinement(nn.Module):
         """Returns the residual ``[N, 3, H, W]`` in [-1, 1] and the mask's logit ``[N, 1, H, W]``.
 
         Args:
-            img0, img1, warped0, warped1: ``[N, 3, H, W]``, sides multiples of 16 (32 for v3.1).
+            img0: ``[N, 3, H, W]``, sides multiples of 16 (32 for v3.1).
+            img1: likewise.
+            warped0: ``img0`` warped by ``flow[:, :2]``.
+            warped1: ``img1`` warped by ``flow[:, 2:]``.
             mask: logit ``[N, 1, H, W]``; v3.1 takes none and gives its own.
             flow: ``[N, 4, H, W]`` in pixels.
             half: the same flow ``[N, 4, H/2, W/2]`` in pixels of that size, where it is at hand.
