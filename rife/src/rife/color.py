@@ -210,7 +210,6 @@ def convert(frame: av.VideoFrame, spec: ColorSpec, source: ColorSpec | None = No
         _tag(out, spec.tags)
         for k in range(len(_layout(spec.pix_fmt))):
             _view(out, spec, k)[...] = (_view(readable, source, k) >> _shift(source)) << _shift(spec)
-    out.pts, out.time_base, out.duration = frame.pts, frame.time_base, frame.duration
     return out
 
 

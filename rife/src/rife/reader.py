@@ -194,7 +194,7 @@ class VideoReader:
         frames = stream.frames or None
         if frames is None and duration and stream.average_rate:
             frames = max(1, round(duration * stream.average_rate))
-        siting = side_data.chroma_siting(frame) if not frame.format.is_rgb else None
+        siting, aspect = side_data.siting_and_aspect(frame)
         return VideoInfo(
             name=self.name,
             container=self.container.format.name,
@@ -208,7 +208,7 @@ class VideoReader:
             frames=frames,
             average_rate=stream.average_rate or None,
             nominal_rate=stream.base_rate or None,
-            sample_aspect_ratio=stream.sample_aspect_ratio or None,
+            sample_aspect_ratio=stream.sample_aspect_ratio or aspect,
             display_matrix=side_data.display_matrix(frame),
             rotation=frame.rotation,
             hdr=side_data.hdr10(frame),

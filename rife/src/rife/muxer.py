@@ -1,0 +1,245 @@
+"""Writing a video file: the encoded video, and everything else of the source as it was.
+
+Audio, subtitles, data, attachments and cover pictures are copied packet by packet; metadata, chapters,
+dispositions, rotation, pixel aspect and colour tags go along. The video's ticks are exact in MP4 and MOV;
+Matroska and WebM know milliseconds only, and carry the exact rate beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+from papershelf.errors import UserError
+
+from rife.encoder import VideoEncoder
+from rife.reader import VideoReader
+
+_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".y4m": "yuv4mpegpipe"}
+# What describes the old file or its encoder and is untrue of the new one (Matroska writes in capitals).
+_STALE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "bps", "number_of_frames"}
+_STALE |= {"number_of_bytes", "vendor_id"}
+_NO_ASPECT = ("av1", "vp9", "prores")
+_MAX_TIMESCALE = 2**31 - 1  # MP4 keeps it in 32 bits
+
+
+def container_of(path: Path | str) -> str:
+    """FFmpeg's name of the format for an output path; ``-`` is y4m on standard output.
+
+    Raises:
+        UserError: the suffix is none of .mp4, .m4v, .mov, .mkv, .webm, .y4m.
+    """
+    if str(path) == "-":
+        return "yuv4mpegpipe"
+    suffix = Path(path).suffix.lower()
+    if suffix not in _CONTAINERS:
+        what = f"the suffix {suffix}" if suffix else "no suffix"
+        raise UserError(f"{path} has {what}; an output video ends in {', '.join(_CONTAINERS)}")
+    return _CONTAINERS[suffix]
+
+
+class Muxer:
+    """Writes one output file. All methods belong to one thread.
+
+    Args:
+        path: where to write (a temporary name will do); ``-`` is standard output.
+        encoder: whose packets :meth:`mux_video` will get.
+        reader: the source whose other streams, tags and chapters are kept; None writes the video alone.
+        container: FFmpeg's name of the format; None takes it from ``path``.
+        start: time of the video's tick 0, in seconds; None takes the source's.
+        audio: keep audio streams.
+        stretch: factor by which the video got longer: times of chapters, subtitles and data follow it.
+
+    Attributes:
+        left_out: a sentence for each stream that the container cannot hold.
+        problems: packets that could not be written as they were, by kind.
+
+    Raises:
+        UserError: the container cannot hold an audio stream, or the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        encoder: VideoEncoder,
+        reader: VideoReader | None = None,
+        *,
+        container: str | None = None,
+        start: Fraction | None = None,
+        audio: bool = True,
+        stretch: Fraction = Fraction(1),
+    ):
+        self.path, self.stretch = path, stretch
+        self.format = container or container_of(path)
+        self.left_out: list[str] = []
+        self.problems: Counter[str] = Counter()
+        self._tick = encoder.time_base
+        if start is None:
+            start = reader.info.start if reader else Fraction(0)
+        self._time_base, self._offset = _exact_base(encoder.time_base, start)
+        self._copies: dict[int, av.stream.Stream] = {}
+        self._ends: dict[int, int] = {}
+        name = "pipe:1" if str(path) == "-" else f"file:{path}"
+        source_tags = reader.container.metadata if reader else {}
+        self.container = av.open(
+            name,
+            "w",
+            format=self.format,
+            container_options=_options(self.format, source_tags),
+            metadata_errors="surrogateescape",
+        )
+        if reader is None or self.format == "yuv4mpegpipe":
+            self.video = self._add_video(encoder)
+            self._begin()
+            return
+        for stream in reader.container.streams:
+            if stream is reader.video:
+                self.video = self._add_video(encoder)
+                self.video.metadata.update(_kept(stream.metadata))
+                self.video.disposition = stream.disposition
+            elif stream in reader.copied_streams and (audio or stream.type != "audio"):
+                self._add_copy(stream)
+        self.container.metadata.update(_kept(source_tags))
+        chapters = reader.container.chapters()
+        for chapter in chapters:
+            chapter["start"], chapter["end"] = (round(chapter[k] * stretch) for k in ("start", "end"))
+        self.container.set_chapters(chapters)
+        self._begin()
+
+    def mux_video(self, packet: av.Packet) -> None:
+        """Write a packet of the encoder."""
+        ticks = self._tick / self._time_base
+        packet.pts, packet.duration = round(packet.pts * ticks) + self._offset, round(packet.duration * ticks)
+        if packet.dts is not None:
+            packet.dts = round(packet.dts * ticks) + self._offset
+        packet.time_base = self._time_base
+        packet.stream = self.video
+        self._write(packet)
+
+    def mux_copied(self, packet: av.Packet, stream_index: int) -> None:
+        """Write a packet of the source's stream ``stream_index``; one of a stream left out is dropped."""
+        stream = self._copies.get(stream_index)
+        if stream is None:
+            return
+        if packet.pts is None and packet.dts is None:
+            packet.pts = packet.dts = self._ends.get(stream_index, 0)
+        elif packet.dts is None:
+            packet.dts = packet.pts
+        self._ends[stream_index] = packet.dts + (packet.duration or 0)
+        if self.stretch != 1:
+            packet.dts = round(packet.dts * self.stretch)
+            packet.pts = None if packet.pts is None else round(packet.pts * self.stretch)
+            packet.duration = round((packet.duration or 0) * self.stretch)
+        packet.stream = stream
+        try:
+            self._write(packet)
+        except av.error.ArgumentError:  # time stamps that run backwards in the source
+            self.problems[f"{stream.type} packets with unusable times dropped"] += 1
+
+    def close(self) -> None:
+        """Write what the format keeps for the end; the file is playable from here on."""
+        try:
+            self.container.close()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _add_video(self, encoder: VideoEncoder) -> av.VideoStream:
+        stream = self.container.add_stream_from_template(encoder.stream, opaque=True)
+        stream.time_base = self._time_base
+        stream.disposition = Disposition.default
+        if encoder.choice.codec == "hevc" and self.format in ("mp4", "mov"):
+            stream.codec_context.codec_tag = "hvc1"  # Apple's players do not take hev1
+        # PyAV cannot set the aspect that Matroska writes; these codecs carry it in the stream itself.
+        aspect = encoder.info.sample_aspect_ratio
+        if self.format in ("matroska", "webm") and aspect not in (None, 1) and encoder.choice.codec in _NO_ASPECT:
+            self.left_out.append(
+                f"{self.format} loses the pixel aspect {aspect} with {encoder.choice.codec}; .mp4 keeps it"
+            )
+        if encoder.info.display_matrix:
+            stream.set_display_matrix(encoder.info.display_matrix)
+        return stream
+
+    def _add_copy(self, source: av.stream.Stream) -> None:
+        if not _holds(self.format, source):
+            elsewhere = ""
+            if self.format != "matroska" and _holds("matroska", source):
+                elsewhere = "; an output named .mkv holds it"
+            what = _described(source)
+            if source.type == "audio":
+                raise UserError(f"{self.format} cannot hold {what}{elsewhere or '; drop the audio'}")
+            self.left_out.append(f"{self.format} cannot hold {what}, which is left out{elsewhere}")
+            return
+        stream = self.container.add_stream_from_template(source)
+        stream.metadata.update(_kept(source.metadata))
+        stream.disposition = source.disposition
+        self._copies[source.index] = stream
+
+    def _begin(self) -> None:
+        try:
+            self.container.start_encoding()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _write(self, packet: av.Packet) -> None:
+        try:
+            self.container.mux(packet)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.path}: {error.strerror or error}; choose a place with room and rights")
+
+
+def _exact_base(tick: Fraction, start: Fraction) -> tuple[Fraction, int]:
+    """A time base that holds both multiples of ``tick`` and ``start`` exactly, and ``start`` in it.
+
+    Where no 32-bit time scale can, ``start`` is rounded to a microsecond or better.
+    """
+    scale = tick.denominator
+    if (start / tick).denominator == 1:
+        return tick, int(start / tick)
+    fine = math.lcm(scale, start.denominator)
+    if fine > _MAX_TIMESCALE:
+        fine = scale * max(1, min(-(-1_000_000 // scale), _MAX_TIMESCALE // scale))
+    return Fraction(1, fine), round(start * fine)
+
+
+def _options(container: str, tags: dict[str, str]) -> dict[str, str]:
+    if container in ("mp4", "mov"):
+        # Phones keep place and camera under keys that only this way of writing has room for.
+        own_keys = any(key.startswith("com.") for key in tags)
+        return {"movflags": "+faststart" + ("+use_metadata_tags" if own_keys else "")}
+    if container in ("matroska", "webm"):
+        return {"default_mode": "passthrough"}
+    return {}
+
+
+def _kept(tags: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in tags.items() if k.lower() not in _STALE and not k.lower().startswith("_statistics")}
+
+
+def _holds(container: str, stream: av.stream.Stream) -> bool:
+    """Whether a file of this format can be begun with such a stream."""
+    trial = av.open(io.BytesIO(), "w", format=container)
+    try:
+        trial.add_stream_from_template(stream)
+        trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    finally:
+        with contextlib.suppress(av.FFmpegError):  # some formats cannot end without a packet
+            trial.close()
+    return True
+
+
+def _described(stream: av.stream.Stream) -> str:
+    codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None) or "unknown codec"
+    parts = [codec, *([stream.language] if stream.language else [])]
+    title = stream.metadata.get("title") or stream.metadata.get("filename")
+    return f"{stream.type} stream {stream.index} ({', '.join(parts)}{f', {title!r}' if title else ''})"
