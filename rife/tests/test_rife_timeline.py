@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from papershelf.errors import UserError
-from rife.timeline import RegularTimes, Timeline, parse_factor, parse_rate, slowed
+from rife.timeline import Timeline, parse_factor, parse_rate, slowed
 
 fractions = st.fractions(min_value=Fraction(1, 100), max_value=10, max_denominator=90000)
 rates = st.one_of(
@@ -83,20 +83,6 @@ def test_two_hours_of_23976_do_not_drift(fps):
     assert 0 <= expected / fps - frames * step < 1 / fps
 
 
-def test_two_hours_of_milliseconds_become_regular_again():
-    rate, tick = Fraction(24000, 1001), Fraction(1, 1000)
-    exact = [i / rate for i in range(2 * 3600 * 24)]
-    for rounding in (round, math.floor):
-        stored = [rounding(t / tick) * tick for t in exact]
-        assert list(map(RegularTimes(rate, tick), stored)) == exact
-
-
-def test_the_last_duration_loses_its_rounding_too():
-    times = RegularTimes(Fraction(24000, 1001), Fraction(1, 1000))
-    assert times.duration(Fraction(42, 1000)) == Fraction(1001, 24000)
-    assert times.duration(Fraction(2)) == 2
-
-
 def test_doubling_a_regular_source_hits_every_source_frame():
     slots = all_slots(Timeline(Fraction(48)), [Fraction(i, 24) for i in range(5)])
     assert [s.alpha for s in slots] == [0, Fraction(1, 2)] * 3 + [0, 0]  # the last one is held
@@ -107,15 +93,6 @@ def test_fewer_frames_than_the_source():
     assert len(slots) == 24
     assert slots[12].time == Fraction(1, 2)
     assert slots[12].alpha == 0
-
-
-@given(source_times())
-def test_irregular_times_stay_and_stay_in_order(times):
-    tick = Fraction(1, 90000)
-    out = list(map(RegularTimes(Fraction(30), tick), times))
-    assert all(abs(a - b) <= tick for a, b in zip(out, times, strict=True))
-    assert all(a < b for a, b in pairwise(out))
-    assert list(map(RegularTimes(None, tick), times)) == times
 
 
 @pytest.mark.parametrize(

@@ -113,34 +113,6 @@ class Timeline:
         return range(self.first_at_or_after(left), self.first_at_or_after(right))
 
 
-class RegularTimes:
-    """Source times with their container's rounding undone, one after another.
-
-    Matroska stores whole milliseconds: frame 1 of 24000/1001 fps is said to be shown at 0.042 s, not at
-    0.041708. A time within one ``tick`` of a multiple of ``1 / rate`` after the first is taken to be that
-    multiple; any other stays as it is, so variable frame rates pass unchanged.
-    """
-
-    def __init__(self, rate: Fraction | None, tick: Fraction) -> None:
-        self._rate, self._tick = rate, tick
-        self._first: Fraction | None = None
-        self._previous: Fraction | None = None
-
-    def __call__(self, time: Fraction) -> Fraction:
-        self._first = time if self._first is None else self._first
-        if self._rate:
-            exact = self._first + round((time - self._first) * self._rate) / self._rate
-            # Two frames never fall on one multiple, however coarse the tick.
-            if abs(exact - time) <= self._tick and (self._previous is None or exact > self._previous):
-                time = exact
-        self._previous = time
-        return time
-
-    def duration(self, duration: Fraction) -> Fraction:
-        """The last frame's duration, likewise."""
-        return 1 / self._rate if self._rate and abs(duration - 1 / self._rate) <= self._tick else duration
-
-
 def slowed(time: Fraction, start: Fraction, factor: Fraction) -> Fraction:
     """The time at which slow motion by ``factor`` shows what the source shows at ``time``."""
     return start + (time - start) * factor

@@ -1,0 +1,224 @@
+"""One interpolation, from options to a finished file: what to do is planned first, then done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from papershelf.errors import UserError
+from tqdm import tqdm
+
+from rife import pipeline
+from rife.encoder import EncodeOptions
+from rife.interpolator import MODES, Interpolator
+from rife.report import Report
+from rife.sequence import ImageSource, check_free, image_sink
+from rife.timeline import Timeline, parse_factor, parse_rate
+from rife.video import VIDEO_SUFFIXES, VideoSource, video_sink
+
+IMAGE_RATE = Fraction(24)  # of a folder whose rate nobody gave: film's
+USUAL_SUFFIX = ".mkv"  # for results of inputs in containers that are only read: it holds every stream
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; rates and factors as they were written."""
+
+    input: Path
+    fps: str = "2x"
+    slowmo: str | None = None
+    input_fps: str | None = None
+    mode: str = "balanced"
+    weights: Path | None = None
+    ensemble: bool = False
+    scale: float = 1.0
+    output: Path | None = None
+    overwrite: bool = False
+    codec: str | None = None
+    crf: float | None = None
+    preset: str | None = None
+    pix_fmt: str | None = None
+    image_format: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An interpolation that can be started: input and options have been looked at, nothing is written yet."""
+
+    options: Options
+    source: VideoSource | ImageSource
+    output: Path
+    to_video: bool
+    timeline: Timeline
+    slowmo: Fraction
+    encode: EncodeOptions
+
+    @property
+    def frames_expected(self) -> int | None:
+        """How many frames will come out, where the input says its duration."""
+        if self.source.duration is None:
+            return None
+        return self.timeline.count(self.timeline.start + self.source.duration * self.slowmo)
+
+    def as_json(self) -> dict:
+        """The plan in plain numbers and strings."""
+        return self._report().as_json() | {"frames_expected": self.frames_expected}
+
+    def summary(self) -> str:
+        """The plan in a few lines."""
+        source, options = self.source, self.options
+        size, frames = f"{source.width}x{source.height}", self.frames_expected
+        new = "an unknown number of" if frames is None else frames
+        networks = options.weights or f"{options.mode} ({', '.join(m.weights for m in MODES[options.mode])})"
+        return "\n".join(
+            [
+                f"{options.input}: {size}, {rate_name(source.rate)} fps, {seconds(source.duration)}",
+                f"{self.output}: {new} frames at {rate_name(self.timeline.fps)} fps, {self._storage()}",
+                f"networks: {networks}, device {options.device}, scale {options.scale:g}",
+            ]
+        )
+
+    def run(self) -> Report:
+        """Do it, with a progress bar on stderr.
+
+        Raises:
+            UserError: whatever the user can put right; nothing is left behind then.
+            KeyboardInterrupt: on Ctrl-C; its text says where what was done by then lies.
+        """
+        report = self._report()
+        options = self.options
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        with _terminated_like_ctrl_c(), self._sink(report) as sink:
+            interpolator = self._interpolator()
+            report.settings["device"] = str(interpolator.device)
+            with tqdm(total=self.frames_expected, unit="frame", disable=None, file=sys.stderr, smoothing=0.1) as bar:
+                pipeline.run(
+                    self.source, sink, interpolator, self.timeline, report, slowmo=self.slowmo, on_frame=bar.update
+                )
+        self.source.close()
+        report.warnings += [f"{count} {what}" for what, count in self.source.problems.items()]
+        report.finish(self.timeline.fps)
+        return report
+
+    def _interpolator(self) -> Interpolator:
+        o = self.options
+        if o.weights:
+            return Interpolator.from_file(o.weights, ensemble=o.ensemble, device=o.device, scale=o.scale)
+        return Interpolator.from_mode(o.mode, device=o.device, scale=o.scale)
+
+    def _sink(self, report: Report) -> AbstractContextManager[pipeline.Sink]:
+        if self.to_video:
+            return video_sink(self.output, self.source, self.timeline.fps, self.encode, self.slowmo, report)
+        wanted = self.options.image_format
+        suffix = f".{wanted}" if wanted else self.source.image_suffix
+        return image_sink(self.output, suffix, self.source.dtype, self.source.channels)
+
+    def _storage(self) -> str:
+        return "video" if self.to_video else "images"
+
+    def _report(self) -> Report:
+        settings = asdict(replace(self.options, input=None, output=None))
+        return Report(
+            input={"path": str(self.options.input), **self.source.described()},
+            output={"path": str(self.output), "fps": self.timeline.fps},
+            settings={key: value for key, value in settings.items() if value is not None},
+        )
+
+
+def plan(options: Options) -> Job:
+    """Look at the input and settle everything that can be settled before the first frame.
+
+    Raises:
+        UserError: the input cannot be read, a rate makes no sense, or the output is in the way.
+    """
+    if options.ensemble and not options.weights:
+        raise UserError("--ensemble goes with --weights; for the modes' own networks use --mode best")
+    slowmo = parse_factor(options.slowmo) if options.slowmo else Fraction(1)
+    source = open_source(options.input, options.input_fps)
+    try:
+        if source.rate is None and options.fps.strip().lower().strip("0123456789./") == "x":
+            raise UserError(f"{options.input} states no frame rate to multiply: give --fps frames a second")
+        fps = parse_rate(options.fps, source.rate)
+        output = options.output or default_output(options.input, fps)
+        to_video = is_video_name(output)
+        check_output(output, options.input, options.overwrite, to_video)
+        encode = EncodeOptions(options.codec, options.crf, options.preset, options.pix_fmt)
+        return Job(options, source, output, to_video, Timeline(fps, source.start), slowmo, encode)
+    except BaseException:
+        source.close()
+        raise
+
+
+def open_source(path: Path, input_fps: str | None) -> VideoSource | ImageSource:
+    """A video or a folder of images; ``input_fps`` is the rate of a folder."""
+    if not path.is_dir():
+        if input_fps:
+            raise UserError("--input-fps is for folders of images; a video says itself when its frames are shown")
+        return VideoSource(path)
+    return ImageSource(path, parse_rate(input_fps) if input_fps else IMAGE_RATE)
+
+
+def is_video_name(output: Path) -> bool:
+    """Whether a name means a video file, and not a folder of images; UserError if it means neither."""
+    if output.suffix.lower() in VIDEO_SUFFIXES:
+        return True
+    if output.is_dir() or not output.suffix:
+        return False
+    known = ", ".join(VIDEO_SUFFIXES)
+    raise UserError(
+        f"{output}: {output.suffix} is not a video file that can be written ({known}); name one, or a folder"
+    )
+
+
+def default_output(path: Path, fps: Fraction) -> Path:
+    """``in.mp4`` at 60 fps becomes ``in_60fps.mp4``, a folder ``frames`` becomes ``frames_60fps``."""
+    if str(path) == "-":
+        raise UserError("a video from standard input has no name to derive the output's from; give -o")
+    path = Path(os.path.abspath(path)) if path.name in ("", ".", "..") else path  # noqa: PTH100 (keeps links)
+    name = f"{path.name if path.is_dir() else path.stem}_{rate_name(fps)}fps"
+    if path.is_dir():
+        return path.with_name(name)
+    return path.with_name(name + (path.suffix if path.suffix.lower() in VIDEO_SUFFIXES else USUAL_SUFFIX))
+
+
+def check_output(output: Path, source: Path, overwrite: bool, to_video: bool) -> None:
+    """UserError if the output is the input, or exists and may not be replaced."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"{output} is the input itself; name another output with -o")
+    if not to_video:
+        check_free(output)
+    elif output.exists() and not overwrite:
+        raise UserError(f"{output} exists; pass -y to replace it, or name another output with -o")
+
+
+def rate_name(rate: Fraction | None) -> str:
+    """60, 59.94 or 12.5, short enough for a file name."""
+    return "unknown" if rate is None else f"{float(rate):.3f}".rstrip("0").rstrip(".")
+
+
+def seconds(duration: Fraction | None) -> str:
+    return "unknown duration" if duration is None else f"{float(duration):.2f} s"
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """A polite kill ends the run as Ctrl-C does, with what was made by then kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
