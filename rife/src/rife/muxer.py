@@ -21,7 +21,7 @@ from papershelf.errors import UserError
 from rife.encoder import VideoEncoder
 from rife.reader import VideoReader
 
-_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".y4m": "yuv4mpegpipe"}
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".y4m": "yuv4mpegpipe"}
 # What describes the old file or its encoder and is untrue of the new one (Matroska writes in capitals).
 _STALE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "bps", "number_of_frames"}
 _STALE |= {"number_of_bytes", "vendor_id"}
@@ -38,10 +38,10 @@ def container_of(path: Path | str) -> str:
     if str(path) == "-":
         return "yuv4mpegpipe"
     suffix = Path(path).suffix.lower()
-    if suffix not in _CONTAINERS:
+    if suffix not in CONTAINERS:
         what = f"the suffix {suffix}" if suffix else "no suffix"
-        raise UserError(f"{path} has {what}; an output video ends in {', '.join(_CONTAINERS)}")
-    return _CONTAINERS[suffix]
+        raise UserError(f"{path} has {what}; an output video ends in {', '.join(CONTAINERS)}")
+    return CONTAINERS[suffix]
 
 
 class Muxer:
@@ -54,7 +54,7 @@ class Muxer:
         container: FFmpeg's name of the format; None takes it from ``path``.
         start: time of the video's tick 0, in seconds; None takes the source's.
         audio: keep audio streams.
-        stretch: factor by which the video got longer: times of chapters, subtitles and data follow it.
+        stretch: factor by which the video got longer; chapters and copied packets follow it.
 
     Attributes:
         left_out: a sentence for each stream that the container cannot hold.
@@ -80,8 +80,8 @@ class Muxer:
         self.left_out: list[str] = []
         self.problems: Counter[str] = Counter()
         self._tick = encoder.time_base
-        if start is None:
-            start = reader.info.start if reader else Fraction(0)
+        self._start = reader.info.start if reader else Fraction(0)
+        start = self._start if start is None else start
         self._time_base, self._offset = _exact_base(encoder.time_base, start)
         self._copies: dict[int, av.stream.Stream] = {}
         self._ends: dict[int, int] = {}
@@ -108,7 +108,7 @@ class Muxer:
         self.container.metadata.update(_kept(source_tags))
         chapters = reader.container.chapters()
         for chapter in chapters:
-            chapter["start"], chapter["end"] = (round(chapter[k] * stretch) for k in ("start", "end"))
+            chapter["start"], chapter["end"] = (self._later(chapter[k], chapter["time_base"]) for k in ("start", "end"))
         self.container.set_chapters(chapters)
         self._begin()
 
@@ -133,8 +133,8 @@ class Muxer:
             packet.dts = packet.pts
         self._ends[stream_index] = packet.dts + (packet.duration or 0)
         if self.stretch != 1:
-            packet.dts = round(packet.dts * self.stretch)
-            packet.pts = None if packet.pts is None else round(packet.pts * self.stretch)
+            packet.dts = self._later(packet.dts, packet.time_base)
+            packet.pts = None if packet.pts is None else self._later(packet.pts, packet.time_base)
             packet.duration = round((packet.duration or 0) * self.stretch)
         packet.stream = stream
         try:
@@ -179,6 +179,10 @@ class Muxer:
         stream.metadata.update(_kept(source.metadata))
         stream.disposition = source.disposition
         self._copies[source.index] = stream
+
+    def _later(self, ticks: int, tick: Fraction) -> int:
+        """A source time on the stretched clock, which agrees with the source's at the video's start."""
+        return round((self._start + (ticks * tick - self._start) * self.stretch) / tick)
 
     def _begin(self) -> None:
         try:
