@@ -77,10 +77,11 @@ def make_clip(
     chapters: bool = False,
     metadata: dict[str, str] | None = None,
     audio_start: int = 0,
+    muxing: dict[str, str] | None = None,
 ) -> Path:
     """Write a clip; ``pts`` are in ticks of ``1 / (10 * rate)``, as are those made up without it."""
     tick = 1 / (10 * rate)
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", container_options=muxing) as out:
         stream = out.add_stream(codec, rate=rate, width=size[0], height=size[1], pix_fmt=pix_fmt, time_base=tick)
         stream.options.update(options or {})
         if codec == "libx265":

@@ -25,7 +25,7 @@ CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", "
 # What describes the old file or its encoder and is untrue of the new one (Matroska writes in capitals).
 _STALE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "bps", "number_of_frames"}
 _STALE |= {"number_of_bytes", "vendor_id"}
-_NO_ASPECT = ("av1", "vp9", "prores")
+_NO_ASPECT = ("av1", "vp9", "prores", "ffv1")
 _MAX_TIMESCALE = 2**31 - 1  # MP4 keeps it in 32 bits
 
 
@@ -80,9 +80,10 @@ class Muxer:
         self.left_out: list[str] = []
         self.problems: Counter[str] = Counter()
         self._tick = encoder.time_base
-        self._start = reader.info.start if reader else Fraction(0)
-        start = self._start if start is None else start
-        self._time_base, self._offset = _exact_base(encoder.time_base, start)
+        self._source_start = reader.info.start if reader else Fraction(0)
+        # MP4 hides what lies before zero, so a video that starts there is moved, and all else with it.
+        self._start = max(self._source_start if start is None else start, Fraction(0))
+        self._time_base, self._offset = _exact_base(encoder.time_base, self._start)
         self._copies: dict[int, av.stream.Stream] = {}
         self._ends: dict[int, int] = {}
         name = "pipe:1" if str(path) == "-" else f"file:{path}"
@@ -132,7 +133,7 @@ class Muxer:
         elif packet.dts is None:
             packet.dts = packet.pts
         self._ends[stream_index] = packet.dts + (packet.duration or 0)
-        if self.stretch != 1:
+        if self.stretch != 1 or self._start != self._source_start:
             packet.dts = self._later(packet.dts, packet.time_base)
             packet.pts = None if packet.pts is None else self._later(packet.pts, packet.time_base)
             packet.duration = round((packet.duration or 0) * self.stretch)
@@ -181,8 +182,8 @@ class Muxer:
         self._copies[source.index] = stream
 
     def _later(self, ticks: int, tick: Fraction) -> int:
-        """A source time on the stretched clock, which agrees with the source's at the video's start."""
-        return round((self._start + (ticks * tick - self._start) * self.stretch) / tick)
+        """A source time on the output's clock, which is stretched from the video's start on."""
+        return round((self._start + (ticks * tick - self._source_start) * self.stretch) / tick)
 
     def _begin(self) -> None:
         try:

@@ -194,21 +194,20 @@ class VideoReader:
         frames = stream.frames or None
         if frames is None and duration and stream.average_rate:
             frames = max(1, round(duration * stream.average_rate))
-        siting, aspect = side_data.siting_and_aspect(frame)
         return VideoInfo(
             name=self.name,
             container=self.container.format.name,
             codec=stream.codec_context.codec.canonical_name,
             width=frame.width,
             height=frame.height,
-            color=ColorSpec.of(frame, siting),
+            color=ColorSpec.of(frame, side_data.chroma_siting(frame)),
             time_base=stream.time_base,
             start=start,
             duration=duration or None,
             frames=frames,
             average_rate=stream.average_rate or None,
             nominal_rate=stream.base_rate or None,
-            sample_aspect_ratio=stream.sample_aspect_ratio or aspect,
+            sample_aspect_ratio=stream.sample_aspect_ratio or None,
             display_matrix=side_data.display_matrix(frame),
             rotation=frame.rotation,
             hdr=side_data.hdr10(frame),

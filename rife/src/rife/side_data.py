@@ -90,10 +90,10 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     return struct.unpack("=9i", data[:36]) if data else None
 
 
-def siting_and_aspect(frame: av.VideoFrame) -> tuple[str | None, Fraction | None]:
-    """Where the frame says its chroma samples lie (``left``, ``topleft``, ...), and its pixel aspect.
+def chroma_siting(frame: av.VideoFrame) -> str | None:
+    """Where the frame says its chroma samples lie (``left``, ``topleft``, ...), or None.
 
-    PyAV has no accessor for either; FFmpeg's showinfo filter prints them.
+    PyAV has no accessor for ``AVFrame.chroma_location``; FFmpeg's showinfo filter prints it.
     """
     graph = av.filter.Graph()
     source = graph.add_buffer(
@@ -111,10 +111,8 @@ def siting_and_aspect(frame: av.VideoFrame) -> tuple[str | None, Fraction | None
             graph.pull()
     finally:
         av.logging.set_level(level)
-    text = "".join(message for _, _, message in lines)
-    siting, aspect = re.search(r"\bcl:(\w+)", text), re.search(r"\bsar:(\d+)/([1-9]\d*)", text)
-    known = siting and siting[1] not in ("unspecified", "unknown")
-    return siting[1] if known else None, (Fraction(int(aspect[1]), int(aspect[2])) or None) if aspect else None
+    found = re.search(r"\bcl:(\w+)", "".join(message for _, _, message in lines))
+    return found[1] if found and found[1] not in ("unspecified", "unknown") else None
 
 
 def _payload(frame: av.VideoFrame, kind: Type) -> bytes | None:
