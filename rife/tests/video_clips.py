@@ -130,12 +130,17 @@ def make_clip(
 
 
 def send_through(
-    source: Path, target: Path, options: EncodeOptions | None = None, limit: int = 10**9, **muxing: object
+    source: Path,
+    target: Path,
+    options: EncodeOptions | None = None,
+    limit: int = 10**9,
+    rate: Fraction | None = None,
+    **muxing: object,
 ) -> Muxer:
-    """Decode, encode and write the first ``limit`` frames at the source's own average rate, and all else."""
+    """Decode, encode and write the first ``limit`` frames, at the source's average rate if no other, and all else."""
     with VideoReader(source) as reader:
         choice = choose_encoder(options or EncodeOptions(), reader.info, container_of(target))
-        encoder = VideoEncoder(choice, reader.info, reader.info.average_rate)
+        encoder = VideoEncoder(choice, reader.info, rate or reader.info.average_rate)
         muxer = Muxer(target, encoder, reader, **muxing)
         count = 0
         for event in reader.events():

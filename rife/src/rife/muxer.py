@@ -92,7 +92,7 @@ class Muxer:
             name,
             "w",
             format=self.format,
-            container_options=_options(self.format, source_tags),
+            container_options=_options(self.format, source_tags, self._starts(reader)),
             metadata_errors="surrogateescape",
         )
         if reader is None or self.format == "yuv4mpegpipe":
@@ -149,6 +149,12 @@ class Muxer:
             self.container.close()
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def _starts(self, reader: VideoReader | None) -> list[Fraction]:
+        """Where the output's streams begin, as far as it is known before the first packet."""
+        known = [s for s in reader.copied_streams if s.start_time is not None] if reader else []
+        copied = [self._later(s.start_time, s.time_base) * s.time_base for s in known]
+        return [self._start, *(start for start in copied if start > 0)]
 
     def _add_video(self, encoder: VideoEncoder) -> av.VideoStream:
         stream = self.container.add_stream_from_template(encoder.stream, opaque=True)
@@ -215,14 +221,19 @@ def _exact_base(tick: Fraction, start: Fraction) -> tuple[Fraction, int]:
     return Fraction(1, fine), round(start * fine)
 
 
-def _options(container: str, tags: dict[str, str]) -> dict[str, str]:
+def _options(container: str, tags: dict[str, str], starts: list[Fraction]) -> dict[str, str]:
     if container in ("mp4", "mov"):
         # Phones keep place and camera under keys that only this way of writing has room for.
         own_keys = any(key.startswith("com.") for key in tags)
-        return {"movflags": "+faststart" + ("+use_metadata_tags" if own_keys else "")}
+        options = {"movflags": "+faststart" + ("+use_metadata_tags" if own_keys else "")}
+        # Late starts are written in ticks of the whole file, milliseconds unless told otherwise.
+        scale = math.lcm(1000, *(start.denominator for start in starts))
+        if scale > 1000:
+            options["movie_timescale"] = str(scale if scale <= _MAX_TIMESCALE else 1_000_000)
+        return options
     if container in ("matroska", "webm"):
         return {"default_mode": "passthrough"}
-    return {}
+    return {"strict": "-1"}  # y4m of more than 8 bits is an extension, which all readers of it know
 
 
 def _kept(tags: dict[str, str]) -> dict[str, str]:
@@ -244,7 +255,7 @@ def _holds(container: str, stream: av.stream.Stream) -> bool:
 
 
 def _described(stream: av.stream.Stream) -> str:
-    codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None) or "unknown codec"
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context else "no codec known"
     parts = [codec, *([stream.language] if stream.language else [])]
     title = stream.metadata.get("title") or stream.metadata.get("filename")
     return f"{stream.type} stream {stream.index} ({', '.join(parts)}{f', {title!r}' if title else ''})"
