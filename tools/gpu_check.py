@@ -33,7 +33,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ("memcheck", "racecheck")
-SANITIZE_LIMIT = 240  # seconds for each; they slow kernels by 10 to 100 times
+SANITIZE_LIMIT = 150  # seconds for each; they slow kernels by 10 to 100 times
 FAULTS = 99  # the exit code asked for; pytest's own end at 5
 BENCH_LIMIT = 600
 COUNTS = ("tests", "failures", "errors", "skipped")
