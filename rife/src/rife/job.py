@@ -25,6 +25,7 @@ from rife.timeline import Timeline, parse_factor, parse_rate
 from rife.video import VIDEO_SUFFIXES, VideoSource, video_sink
 
 IMAGE_RATE = Fraction(24)  # of a folder whose rate nobody gave: film's
+SHORT = Fraction(9, 10)  # frames that end before this share of the stated duration are worth a note
 USUAL_SUFFIX = ".mkv"  # for results of inputs in containers that are only read: it holds every stream
 
 
@@ -108,6 +109,10 @@ class Job:
                 )
         self.source.close()
         report.warnings += [f"{count} {what}" for what, count in self.source.problems.items()]
+        declared = (self.source.duration or 0) * self.slowmo
+        if report.source_seconds < SHORT * declared:
+            found, said = seconds(report.source_seconds), seconds(declared)
+            report.warnings.append(f"the frames end after {found}, but the file says {said}: is it cut off?")
         report.finish(self.timeline.fps)
         return report
 

@@ -110,7 +110,6 @@ def video_sink(
     partial = output.with_name(f"{output.stem}.partial{output.suffix}")
     with atomic_path(output) as part:
         encoder = VideoEncoder(choice, source.info, fps)
-        # In slow motion sound would have another pitch: it is left out.
         muxer = Muxer(part, encoder, source.reader, audio=slowmo == 1, stretch=slowmo)
         report.output |= {"codec": choice.codec, "encoder": choice.encoder, "pix_fmt": choice.spec.pix_fmt}
         sink = VideoSink(encoder, muxer)
@@ -123,6 +122,8 @@ def video_sink(
             raise KeyboardInterrupt(f"Stopped; the video so far is playable: {partial}") from None
         finally:
             encoder.close()
+    if slowmo != 1 and source.reader and source.reader.container.streams.audio:
+        report.warnings.append("the sound is left out: stretched, it would have another pitch")
     report.warnings += [*choice.notes, *muxer.left_out, *(f"{n} {what}" for what, n in muxer.problems.items())]
 
 
