@@ -245,12 +245,13 @@ class Rife(nn.Module):
         return _blend(step.warped0, step.warped1, mask) + residual, mask
 
     def _time(self, t: float | Tensor, img0: Tensor) -> Tensor:
-        if not self.config.timestep and not torch.as_tensor(t == 0.5).all():
-            raise UserError(f"{self.config.name} knows only the middle, t = 0.5; got {t}: use a v4 release")
         if not isinstance(t, Tensor):
-            t = torch.full((img0.shape[0], 1, 1, 1), t)
+            t = img0.new_full((img0.shape[0], 1, 1, 1), t, dtype=precise(img0.dtype))
         elif t.shape != (img0.shape[0], 1, 1, 1):
             raise UserError(f"t must be a number or {[img0.shape[0], 1, 1, 1]}, got {list(t.shape)}")
+        if not self.config.timestep and not (t == 0.5).all():
+            times = ", ".join(f"{time:g}" for time in t.flatten().tolist())
+            raise UserError(f"{self.config.name} knows only the middle, t = 0.5; got {times}: use a v4 release")
         return t.to(img0.device, precise(img0.dtype))
 
     def _check(self, img0: Tensor, img1: Tensor, scale: float) -> None:

