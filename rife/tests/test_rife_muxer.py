@@ -8,11 +8,12 @@ from fractions import Fraction
 
 import av
 import pytest
+from av.stream import Disposition
 from papershelf.errors import UserError
 from rife.encoder import EncodeOptions, VideoEncoder, choose_encoder
 from rife.muxer import Muxer, container_of
 from rife.reader import Decoded, VideoReader
-from video_clips import frames_of, make_clip, md5, packets_of, send_through, smooth_frame
+from video_clips import frames_of, make_clip, md5, packets_of, random_frame, send_through, smooth_frame
 
 
 def streams_of(path):
@@ -32,6 +33,23 @@ def test_audio_packets_are_identical(tmp_path, container, audio):
     send_through(clip, tmp_path / f"out.{container}")
     assert len(packets_of(clip, "audio")) > 1
     assert packets_of(tmp_path / f"out.{container}", "audio") == packets_of(clip, "audio")
+
+
+HELD = {
+    "mp4": ["h264", "hevc", "av1", "vp9"],
+    "mov": ["h264", "hevc", "prores"],
+    "mkv": ["h264", "hevc", "av1", "vp9", "prores", "ffv1"],
+    "webm": ["vp9", "av1"],
+}
+
+
+@pytest.mark.parametrize(("container", "codec"), [(name, codec) for name, codecs in HELD.items() for codec in codecs])
+def test_every_codec_that_is_offered_is_written(tmp_path, container, codec):
+    clip = make_clip(tmp_path / "in.mkv", 4)
+    send_through(clip, tmp_path / f"out.{container}", EncodeOptions(codec=codec))
+    with VideoReader(tmp_path / f"out.{container}") as reader:
+        assert reader.info.codec == codec
+        assert [e.time for e in reader.events()] == [Fraction(k, 25) for k in range(4)]
 
 
 def test_streams_keep_order_language_and_title(tmp_path):
@@ -77,6 +95,58 @@ def test_rotation_and_pixel_aspect_are_kept(tmp_path, container, rotation):
         assert abs(after.info.rotation) == abs(rotation)
         assert after.info.display_matrix == before.info.display_matrix
         assert after.info.sample_aspect_ratio == Fraction(128, 117)
+
+
+def _with_cover(path, clip):
+    """The clip with a PNG as its cover."""
+    painter = av.CodecContext.create("png", "w")
+    painter.width, painter.height, painter.pix_fmt, painter.time_base = 32, 32, "rgb24", Fraction(1)
+    picture = (painter.encode(random_frame("rgb24", 32, 32)) + painter.encode(None))[0]
+    with av.open(str(clip)) as source, av.open(str(path), "w") as out:
+        film = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        cover = out.add_mux_stream("png", width=32, height=32, time_base=Fraction(1, 1000))
+        cover.disposition = Disposition.attached_pic
+        picture.pts = picture.dts = 0
+        picture.time_base, picture.stream = Fraction(1, 1000), cover
+        out.mux(picture)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = film
+                out.mux(packet)
+    return bytes(picture)
+
+
+def test_cover_pictures_move_between_containers(tmp_path):
+    picture = _with_cover(tmp_path / "a.mp4", make_clip(tmp_path / "in.mp4", 3))
+    for before, after in (("a.mp4", "b.mp4"), ("b.mp4", "c.mkv"), ("c.mkv", "d.mkv"), ("d.mkv", "e.mp4")):
+        assert send_through(tmp_path / before, tmp_path / after).left_out == []
+        with VideoReader(tmp_path / after) as reader:
+            cover = next(s for s in reader.copied_streams if s.disposition & Disposition.attached_pic)
+            assert reader.cover(cover.index) == picture
+    assert send_through(tmp_path / "a.mp4", tmp_path / "f.mov").left_out == [
+        "mov cannot hold video stream 1 (png), which is left out; an output named .mkv holds it"
+    ]
+
+
+@pytest.mark.parametrize(("start", "kept"), [("01:00:00:00", "01:00:00:00"), ("01:00:00;02", "01:00:00:02")])
+def test_timecode_goes_on_at_a_rate_that_can_count_it(tmp_path, start, kept):
+    with av.open(str(tmp_path / "in.mov"), "w") as out:
+        stream = out.add_stream("libx264", rate=Fraction(30000, 1001), width=64, height=48)
+        stream.metadata["timecode"] = start
+        for k in range(3):
+            out.mux(stream.encode(smooth_frame("yuv420p", 64, 48, k)))
+        out.mux(stream.encode(None))
+    muxer = send_through(tmp_path / "in.mov", tmp_path / "out.mov", rate=Fraction(60))
+    assert muxer.left_out == []
+    with av.open(str(tmp_path / "out.mov")) as out:
+        assert out.streams.video[0].metadata["timecode"] == kept
+
+
+def test_camera_tags_of_phones_are_kept(tmp_path):
+    tags = {"com.apple.quicktime.make": "Apple", "com.apple.quicktime.location.ISO6709": "+52.5+13.4/"}
+    clip = make_clip(tmp_path / "in.mov", 2, metadata=tags, muxing={"movflags": "use_metadata_tags"})
+    send_through(clip, tmp_path / "out.mov")
+    assert streams_of(tmp_path / "out.mov")[1].items() >= tags.items()
 
 
 def test_an_aspect_that_the_container_cannot_hold_is_said(tmp_path):

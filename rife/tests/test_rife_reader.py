@@ -194,6 +194,12 @@ def test_missing_files_folders_and_sound_alone_are_named(tmp_path):
         VideoReader(tmp_path / "a.wav")
 
 
+def test_animated_webp_is_refused_with_the_reason(tmp_path):
+    clip = make_clip(tmp_path / "a.webp", 3, codec="libwebp_anim", pix_fmt="bgra")
+    with pytest.raises(UserError, match=r"a\.webp: not one frame .* FFmpeg reads no animated WebP, make it a GIF"):
+        VideoReader(clip)
+
+
 def test_a_picture_that_changes_size_is_refused(tmp_path):
     parts = [make_clip(tmp_path / f"{w}.h264", 3, size=(w, 48)) for w in (64, 96)]
     (tmp_path / "both.h264").write_bytes(b"".join(p.read_bytes() for p in parts))

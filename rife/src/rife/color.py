@@ -333,7 +333,7 @@ def _store(frame: av.VideoFrame, spec: ColorSpec, k: int, plane: Tensor) -> None
     if _shift(spec):
         codes.mul_(2 ** _shift(spec))
     if codes.is_cuda:  # narrow before the transfer
-        codes = codes.to(torch.uint8 if spec.bits <= 8 else torch.int32)
+        codes = codes.to(torch.uint8 if spec.bits <= 8 else torch.int32).cpu()
     torch.from_numpy(_view(frame, spec, k)).copy_(codes)
 
 

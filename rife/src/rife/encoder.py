@@ -34,8 +34,8 @@ _DEFAULT_CRF = {"h264": 17.0, "hevc": 18.0, "av1": 20.0, "vp9": 18.0}
 _DEFAULT_PRESET = {"h264": "medium", "hevc": "medium", "av1": "8", "vp9": "4"}
 _PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
 _CONTAINERS = {  # codecs that players expect to find there
-    "mp4": ("h264", "hevc", "av1", "vp9", "ffv1"),
-    "mov": ("h264", "hevc", "av1", "prores", "ffv1"),
+    "mp4": ("h264", "hevc", "av1", "vp9"),
+    "mov": ("h264", "hevc", "prores"),
     "matroska": CODECS,
     "webm": ("vp9", "av1"),
 }

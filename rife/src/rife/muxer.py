@@ -102,11 +102,11 @@ class Muxer:
         for stream in reader.container.streams:
             if stream is reader.video:
                 self.video = self._add_video(encoder)
-                self.video.metadata.update(_kept(stream.metadata))
+                self.video.metadata.update(_kept(stream.metadata, 1 / self._tick))
                 self.video.disposition = stream.disposition
             elif stream in reader.copied_streams and (audio or stream.type != "audio"):
-                self._add_copy(stream)
-        self.container.metadata.update(_kept(source_tags))
+                self._add_copy(stream, reader)
+        self.container.metadata.update(_kept(source_tags, 1 / self._tick))
         chapters = reader.container.chapters()
         for chapter in chapters:
             chapter["start"], chapter["end"] = (self._later(chapter[k], chapter["time_base"]) for k in ("start", "end"))
@@ -172,10 +172,17 @@ class Muxer:
             stream.set_display_matrix(encoder.info.display_matrix)
         return stream
 
-    def _add_copy(self, source: av.stream.Stream) -> None:
-        if not _holds(self.format, source):
+    def _add_copy(self, source: av.stream.Stream, reader: VideoReader) -> None:
+        if source.type == "data" and "timecode" in source.metadata:
+            return  # written anew from the video's tag of that name
+        cover = reader.cover(source.index) if source.disposition & Disposition.attached_pic else None
+        if cover and self.format == "matroska":  # which keeps pictures as files
+            kind = source.codec_context.codec.canonical_name.replace("mjpeg", "jpeg")
+            self.container.add_attachment(source.metadata.get("filename", f"cover.{kind}"), f"image/{kind}", cover)
+            return
+        if not _holds(self.format, source) or (cover and self.format == "mov"):
             elsewhere = ""
-            if self.format != "matroska" and _holds("matroska", source):
+            if self.format != "matroska" and (cover or _holds("matroska", source)):
                 elsewhere = "; an output named .mkv holds it"
             what = _described(source)
             if source.type == "audio":
@@ -236,8 +243,12 @@ def _options(container: str, tags: dict[str, str], starts: list[Fraction]) -> di
     return {"strict": "-1"}  # y4m of more than 8 bits is an extension, which all readers of it know
 
 
-def _kept(tags: dict[str, str]) -> dict[str, str]:
-    return {k: v for k, v in tags.items() if k.lower() not in _STALE and not k.lower().startswith("_statistics")}
+def _kept(tags: dict[str, str], rate: Fraction | None = None) -> dict[str, str]:
+    kept = {k: v for k, v in tags.items() if k.lower() not in _STALE and not k.lower().startswith("_statistics")}
+    for key in kept.keys() & {"timecode", "TIMECODE"}:
+        if rate and rate % Fraction(30000, 1001):  # drop-frame counting exists at 29.97 and its multiples only
+            kept[key] = kept[key].replace(";", ":")
+    return kept
 
 
 def _holds(container: str, stream: av.stream.Stream) -> bool:

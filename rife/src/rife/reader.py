@@ -145,6 +145,10 @@ class VideoReader:
         head, self._head = self._head, []
         return itertools.chain(head, self._rest)
 
+    def cover(self, stream_index: int) -> bytes | None:
+        """The file of a cover picture; these come before the first frame."""
+        return self._covers.get(stream_index)
+
     def _open(self, path: Path | str) -> av.container.InputContainer:
         # Tags that are no UTF-8 come back as the same bytes.
         options = {"metadata_errors": "surrogateescape"}
@@ -185,7 +189,12 @@ class VideoReader:
             if isinstance(event, Decoded):
                 break
         else:
-            raise UserError(f"{self.name}: not one frame could be decoded; the file is damaged or has no pictures")
+            webp = self.video.codec_context.codec.canonical_name == "webp"
+            why = "FFmpeg reads no animated WebP, make it a GIF" if webp else "the file is damaged or has no pictures"
+            raise UserError(f"{self.name}: not one frame could be decoded; {why}")
+        covers = {s.index for s in self.copied_streams if s.disposition & Disposition.attached_pic}
+        others = (e for e in self._head if isinstance(e, Copied) and e.stream_index in covers)
+        self._covers = {e.stream_index: bytes(e.packet) for e in others}
         stream, frame, start = self.video, event.frame, event.time
         duration = stream.duration and stream.duration * stream.time_base
         if not duration and self.container.duration:
