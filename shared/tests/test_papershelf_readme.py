@@ -3,11 +3,10 @@
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
-from importlib.metadata import entry_points
 from pathlib import Path
 
-import click
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +14,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md")])
 PROMISED = ["install", "lint", "format", "test", "test-slow", "check", "wheels", "clean"]
 PROMISED += ["cuda-check", "cuda-sanitize", "gpu-check", "rife", "rife-test", "rife-bench"]
 SCRIPTS = {
-    name: target
+    name
     for project in ROOT.glob("*/pyproject.toml")
-    for name, target in tomllib.loads(project.read_text())["project"].get("scripts", {}).items()
+    for name in tomllib.loads(project.read_text())["project"].get("scripts", {})
 }
 
 
@@ -62,18 +61,11 @@ def test_the_make_target_exists(target):
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=as_test_id)
 def test_the_command_and_its_options_exist(page, words):
-    name, _, attribute = SCRIPTS[Path(words[0]).name].partition(":")
-    assert entry_points(group="console_scripts", name=Path(words[0]).name), f"{words[0]} is not installed"
-    command = getattr(__import__(name, fromlist=[attribute]), attribute)
-    context, rest = click.Context(command), words[1:]
-    while isinstance(command, click.Group) and rest:
-        assert rest[0] in command.commands, f"{page}: {' '.join(words)}: no command {rest[0]}"
-        command, rest = command.commands[rest[0]], rest[1:]
-        context = click.Context(command, parent=context)
-    options = {flag for known in command.get_params(context) for flag in [*known.opts, *known.secondary_opts]}
-    for word in rest:
-        if re.match(r"--?[A-Za-z]", word):
-            assert word.partition("=")[0] in options, f"{page}: {' '.join(words)}: no option {word}"
+    program = Path(sys.executable).parent / Path(words[0]).name
+    # click looks at all the words before it heeds --help, and refuses those it does not know.
+    ran = subprocess.run([program, *words[1:], "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0, f"{page}: {ran.stderr}"
+    assert ran.stdout.startswith("Usage: ")
 
 
 def test_ci_installs_and_tests_as_the_pages_say():
