@@ -32,7 +32,7 @@ CLIPS = {
     "toflow_low_resolution": ("toflow_low_resolution", 0, 19),
     "cup": ("cup.mp4", 60, 71),
     "sintel_demo": ("sintel_demo", 0, 10),
-    "bigbuckbunny": ("bigbuckbunny.mp4", 30, 39),
+    "bigbuckbunny": ("bigbuckbunny.mp4", 30, 38),
 }
 
 

@@ -21,6 +21,7 @@ paper                            here
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -196,8 +197,8 @@ class Rife(nn.Module):
                 wide = (moved > WIDE_MOTION).all(1).tolist()
                 if all(wide):
                     doubled = [2 * s for s in scales]
-                    *_, step = self._steps(img0, img1, t, doubled, ensemble, self.config.refinement is not None)
-                    return step
+                    anew = self._steps(img0, img1, t, doubled, ensemble, self.config.refinement is not None)
+                    return deque(anew, maxlen=1).pop()  # keeps no step but the last
                 if any(wide):  # each pair gets what it would get alone
                     parts = zip(img0.split(1), img1.split(1), t.split(1), strict=True)
                     return _joined([self._estimate(*part, scales, ensemble) for part in parts])
