@@ -1,6 +1,8 @@
 """Every release against a plain forward of its own, and the paper's training forward."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import rife_plain_networks as plain
@@ -9,6 +11,8 @@ from papershelf.errors import UserError
 from rife.checkpoints import rename
 from rife.model import Rife, leakage_distillation
 from rife.presets import PAPER, PAPER_LARGE, PRESETS, RIFEM, RIFEM_LARGE, V3_1, V3_8, V4_0, V4_6, V4_25
+
+import rife
 
 WIDTHS = {3: (16, 12, 8), 4: (16, 12, 10, 8), 5: (16, 12, 10, 8, 6)}
 
@@ -299,3 +303,10 @@ def test_what_a_user_can_get_wrong():
     ]:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_public_names_come_when_asked_for():
+    code = "import sys, rife; assert 'torch' not in sys.modules; assert [getattr(rife, name) for name in rife.__all__]"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'rifle'"):
+        rife.rifle  # noqa: B018
