@@ -220,14 +220,41 @@ def test_time_stamps_are_exact_and_the_sources_picture_types_are_not_imposed():
     assert sum(p.is_keyframe for p in packets) == 1
 
 
-def test_the_same_frames_give_the_same_bytes():
-    def encoded():
-        info = source()
-        encoder = VideoEncoder(choose_encoder(EncodeOptions(), info, "mp4"), info, Fraction(25))
-        packets = [p for k in range(12) for p in encoder.encode(smooth_frame("yuv420p", 64, 48, k), k)]
-        return [bytes(p) for p in packets + encoder.flush()]
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "vp9"])
+def test_the_same_frames_give_the_same_bytes(codec):
+    info = source(size=(320, 240))
+    frames = [smooth_frame("yuv420p", 320, 240, k) for k in range(16)]
 
-    assert encoded() == encoded()
+    def encoded() -> list[bytes]:
+        choice = choose_encoder(EncodeOptions(codec=codec, threads=3), info, "matroska")
+        encoder = VideoEncoder(choice, info, Fraction(25))
+        packets = [packet for k, frame in enumerate(frames) for packet in encoder.encode(frame, k)]
+        return [bytes(packet) for packet in packets + encoder.flush()]
+
+    first = encoded()
+    assert all(encoded() == first for _ in range(3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_the_shortest_videos_have_sound_time_stamps(codec, count):
+    choice = choose_encoder(EncodeOptions(codec=codec), source(), "mp4")
+    for _ in range(5):  # x265 left them to what was in memory
+        encoder = VideoEncoder(choice, source(), Fraction(25))
+        packets = [p for k in range(count) for p in encoder.encode(smooth_frame("yuv420p", 64, 48, k), k)]
+        packets += encoder.flush()
+        assert all(-3 < packet.dts <= packet.pts for packet in packets)
+        assert sorted(packet.pts for packet in packets) == list(range(count))
+
+
+def test_mb_tree_is_off_only_where_it_would_change_the_bytes():
+    for options, off in (
+        (EncodeOptions(), True),
+        (EncodeOptions(threads=1), False),
+        (EncodeOptions(reproducible=False), False),
+    ):
+        choice = choose_encoder(options, source(), "mp4")
+        assert ("mbtree=0" in dict(choice.options).get("x264-params", "")) == off
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
@@ -256,7 +283,7 @@ def test_hdr10_metadata_and_tags_reach_the_stream(tmp_path, codec):
 def test_bitrate_and_pixel_format_can_be_asked_for():
     choice = choose_encoder(EncodeOptions(bitrate=300_000, pix_fmt="yuv444p", preset="fast"), source(), "mp4")
     assert choice.spec.pix_fmt == "yuv444p"
-    assert dict(choice.options) == {"preset": "fast"}
+    assert dict(choice.options) == {"preset": "fast", "x264-params": "mbtree=0"}
     encoder = VideoEncoder(choice, source(), Fraction(25))
     assert encoder.stream.codec_context.bit_rate == 300_000
 

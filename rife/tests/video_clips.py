@@ -14,8 +14,8 @@ from rife.reader import Copied, Decoded, VideoReader
 
 # Elements a pixel in the one plane of packed formats, and the unused low bits of P010 and its kin.
 _PACKED = {"rgb24": 3, "bgr24": 3, "rgb48le": 3, "rgba": 4, "bgra": 4, "argb": 4, "rgba64le": 4}
-_PACKED |= {"ya8": 2, "ya16le": 2, "yuyv422": 2, "uyvy422": 2}
-_UNUSED = {"p010le": 6, "p012le": 4, "p210le": 6}
+_PACKED |= {"ya8": 2, "ya16le": 2, "yuyv422": 2, "uyvy422": 2, "y210le": 2, "y212le": 2}
+_UNUSED = {"p010le": 6, "p012le": 4, "p210le": 6, "y210le": 6, "y212le": 4}
 
 
 def planes(frame: av.VideoFrame) -> list[np.ndarray]:

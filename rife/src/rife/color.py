@@ -266,11 +266,12 @@ _PACKED = {
     "rgb0": "RGB0", "bgr0": "BGR0", "0rgb": "0RGB", "0bgr": "0BGR",
     "rgb48le": "RGB", "bgr48le": "BGR", "rgba64le": "RGBA", "bgra64le": "BGRA", "ya8": "YA", "ya16le": "YA",
 }  # fmt: skip
-_SEMI_PLANAR = {
-    "nv12": 0, "nv21": 0, "nv16": 0, "nv24": 0, "nv42": 0, "nv20le": 0, "p010le": 6, "p012le": 4, "p016le": 0,
-    "p210le": 6, "p212le": 4, "p216le": 0, "p410le": 6, "p412le": 4, "p416le": 0,
-}  # fmt: skip
+_SEMI_PLANAR = ("nv12", "nv21", "nv16", "nv24", "nv42", "nv20le")
+_SEMI_PLANAR += tuple(f"p{sampling}{bits}le" for sampling in "024" for bits in (10, 12, 16))
 _PACKED_YUV = {"yuyv422": (0, 1, 3), "uyvy422": (1, 0, 2), "yvyu422": (0, 3, 1)}
+_PACKED_YUV |= dict.fromkeys(("y210le", "y212le", "y216le"), (0, 1, 3))  # swscale misreads these now and then
+# Formats that keep their codes in the upper bits of a word.
+_LOW_BITS = {"p010le": 6, "p210le": 6, "p410le": 6, "y210le": 6, "p012le": 4, "p212le": 4, "p412le": 4, "y212le": 4}
 
 
 @lru_cache(maxsize=256)
@@ -317,7 +318,7 @@ def _view(frame: av.VideoFrame, spec: ColorSpec, k: int) -> np.ndarray:
 
 
 def _shift(spec: ColorSpec) -> int:
-    return _SEMI_PLANAR.get(spec.pix_fmt, 0)  # P010 and its kin keep codes in the upper bits
+    return _LOW_BITS.get(spec.pix_fmt, 0)
 
 
 def _load(frame: av.VideoFrame, spec: ColorSpec, k: int, device: torch.device | str) -> Tensor:
