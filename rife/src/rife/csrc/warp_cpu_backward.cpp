@@ -1,0 +1,215 @@
+// Backward passes of rife::warp and rife::warp_blend on a CPU; which equations, warp_math.h says.
+// Flow and mask belong to the pixel; the samples of an image to whoever owns their row (see bands).
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "cpu_rows.h"
+
+namespace rife {
+namespace {
+
+// ------------------------------------------------------------------- gradients of flow and mask
+
+// Moments of up to kChunk pixels.
+template <typename T>
+struct ChunkMoments {
+  T value[kChunk], north[kChunk], south[kChunk], west[kChunk];
+
+  template <int K>
+  void add(int i, const Lanes<T, K>& g, const Corners<Lanes<T, K>>& sample) {
+    Moments<Lanes<T, K>> sum{load<K>(value + i), load<K>(north + i), load<K>(south + i), load<K>(west + i)};
+    sum.add(g, sample);
+    store<K>(value + i, sum.value), store<K>(north + i, sum.north);
+    store<K>(south + i, sum.south), store<K>(west + i, sum.west);
+  }
+  Moments<T> of(int i) const { return {value[i], north[i], south[i], west[i]}; }
+};
+
+template <typename S, typename T = Precision<S>>
+void planar_moments(ChunkMoments<T>& moments, const Chunk<T>& chunk, const View<const S>& image, const Shape& s,
+                    const S* grad, int64_t n, int64_t y, int64_t x, int count) {
+  const Plan<S> plan(chunk.at, count);
+  std::fill_n(moments.value, count, T(0)), std::fill_n(moments.north, count, T(0));
+  std::fill_n(moments.south, count, T(0)), std::fill_n(moments.west, count, T(0));
+  for (int64_t c = 0; c < s.c; ++c) {
+    const S* g = grad + ((n * s.c + c) * s.h + y) * s.w + x;
+    for_each_run(image.at(n, c, 0, 0), chunk.at, plan, count, steps_of(image, s),
+                 [&]<int K>(int i, const Corners<Lanes<T, K>>& sample) {
+                   moments.template add<K>(i, load<K>(g + i), sample);
+                 });
+  }
+}
+
+template <typename S, typename T = Precision<S>>
+void channels_last_moments(ChunkMoments<T>& moments, const Chunk<T>& chunk, const View<const S>& image, const Shape& s,
+                           const S* grad, int64_t n, int64_t y, int64_t x, int count) {
+  const Steps steps = steps_of(image, s);
+  const S* base = image.at(n, 0, 0, 0);
+  for (int i = 0; i < count; ++i) {
+    const S* g = grad + ((n * s.h + y) * s.w + x + i) * s.c;
+    const S* from = base + chunk.at[i];
+    Moments<T> total{};
+    for_each_channels<S>(s.c, [&]<int K>(int64_t c) {
+      prefetch_rows_ahead(from + c, steps);
+      Moments<Lanes<T, K>> some{};
+      some.add(load<K>(g + c), load_corners<K>(from + c, steps));
+      total.value += sum<K, T>(some.value), total.north += sum<K, T>(some.north);
+      total.south += sum<K, T>(some.south), total.west += sum<K, T>(some.west);
+    });
+    moments.value[i] = total.value, moments.north[i] = total.north;
+    moments.south[i] = total.south, moments.west[i] = total.west;
+  }
+}
+
+template <int Sources, typename S, typename T = Precision<S>>
+void flow_gradients(Layout layout, const Inputs<Sources, S>& in, const S* grad, const Gradients<Sources, S>& d,
+                    int64_t n, int64_t y, int64_t x, int count) {
+  const Shape& s = in.shape;
+  Chunk<T> chunk;
+  ChunkMoments<T> moments;
+  T share[2][kChunk], warped[2][kChunk];  // m and 1 - m; sums over channels of gradient times warped image
+  std::fill_n(share[0], count, T(1));
+  if constexpr (Sources == 2) mix(in.mask, n, y, x, count, share[0], share[1]);
+  for (int k = 0; k < Sources; ++k) {
+    locate<true>(chunk, in.flow[k], in.image[k], s, n, y, x, count);
+    layout == Layout::planar ? planar_moments(moments, chunk, in.image[k], s, grad, n, y, x, count)
+                             : channels_last_moments(moments, chunk, in.image[k], s, grad, n, y, x, count);
+    T* du = d.flow + (n * 2 * Sources + 2 * k) * s.plane() + y * s.w + x;
+    T* dv = du + s.plane();
+    for (int i = 0; i < count; ++i) {
+      const auto moment = moments.of(i);
+      du[i] = share[k][i] * chunk.slope_x[i] * moment.du(chunk.y[i]);
+      dv[i] = share[k][i] * chunk.slope_y[i] * moment.dv(chunk.x[i]);
+      warped[k][i] = moment.warped(chunk.x[i], chunk.y[i]);
+    }
+  }
+  if constexpr (Sources == 2) {
+    T* d_mask = d.mask + n * s.plane() + y * s.w + x;
+    for (int i = 0; i < count; ++i) d_mask[i] = share[0][i] * share[1][i] * (warped[0][i] - warped[1][i]);
+  }
+}
+
+// ------------------------------------------------------------------------ gradients of an image
+
+// Two pixels may hand their gradient to one sample. So an image goes by bands of kBand rows: a band has
+// one owner, which takes all pixels that reach into it in order. Sums are the same for any number of
+// threads, since bands do not depend on it. `reach` says which chunks can be skipped.
+constexpr int64_t kBand = 32;
+
+struct Reach {  // rows that a chunk of pixels samples
+  int32_t first, last;
+};
+
+// What the part of a chunk whose rows are in [begin, end) adds to one band of d_image.
+template <typename S, typename T = Precision<S>>
+struct Band {
+  Layout layout;
+  Shape s;
+  const S* grad;
+  T* d_image;
+  int32_t begin, end;
+
+  bool owns(int32_t row) const { return row >= begin && row < end; }
+
+  void planar(const Chunk<T>& chunk, bool all, int64_t n, int64_t y, int64_t x, int count) const {
+    const Steps to = steps_of(dense(d_image, s, layout), s);
+    const int32_t below = s.h > 1;
+    for (int64_t c = 0; c < s.c; ++c) {
+      T* plane = d_image + (n * s.c + c) * s.plane();
+      const S* g = grad + (n * s.c + c) * s.plane() + y * s.w + x;
+      for (int i = 0; i < count; ++i) {
+        T* at = plane + chunk.at[i];
+        const T value = widen(g[i]);
+        if (all || owns(chunk.row[i])) at[0] += chunk.nw[i] * value, at[to.east] += chunk.ne[i] * value;
+        if (all || owns(chunk.row[i] + below))
+          at[to.south] += chunk.sw[i] * value, at[to.south + to.east] += chunk.se[i] * value;
+      }
+    }
+  }
+
+  void channels_last(const Chunk<T>& chunk, bool all, int64_t n, int64_t y, int64_t x, int count) const {
+    const Steps to = steps_of(dense(d_image, s, layout), s);
+    const int32_t below = s.h > 1;
+    T* image = d_image + n * s.c * s.plane();
+    for (int i = 0; i < count; ++i) {
+      const S* g = grad + ((n * s.h + y) * s.w + x + i) * s.c;
+      T* at = image + chunk.at[i];
+      const bool north = all || owns(chunk.row[i]), south = all || owns(chunk.row[i] + below);
+      const T nw = chunk.nw[i], ne = chunk.ne[i], sw = chunk.sw[i], se = chunk.se[i];
+      for_each_channels<S>(s.c, [&]<int K>(int64_t c) {
+        const Lanes<T, K> value = load<K>(g + c);
+        const auto add = [&](T* sample, T weight) { store<K>(sample, load<K>(sample) + weight * value); };
+        if (north) add(at + c, nw), add(at + to.east + c, ne);
+        if (south) add(at + to.south + c, sw), add(at + to.south + to.east + c, se);
+      });
+    }
+  }
+};
+
+template <int Sources, typename S, typename T = Precision<S>>
+void image_gradient(Layout layout, const Inputs<Sources, S>& in, int source, const S* grad, T* d_image) {
+  const Shape s = in.shape;
+  const View<T> target = dense(d_image, s, layout);
+  const View<const T> flow = in.flow[source], mask = in.mask;
+  const int64_t chunks = (s.w + kChunk - 1) / kChunk, bands = (s.h + kBand - 1) / kBand;
+  const int32_t below = s.h > 1;
+
+  std::vector<Reach> reach(s.n * s.h * chunks);
+  torch::stable::parallel_for(0, s.n * s.h, 16, [&](int64_t begin, int64_t end) {
+    Chunk<T> chunk;
+    for (int64_t k = begin * chunks; k < end * chunks; ++k) {
+      const int64_t row = k / chunks, x = k % chunks * kChunk;
+      const int count = static_cast<int>(std::min<int64_t>(kChunk, s.w - x));
+      locate<true>(chunk, flow, target, s, row / s.h, row % s.h, x, count);
+      const auto [first, last] = std::minmax_element(chunk.row, chunk.row + count);
+      reach[k] = {*first, *last + below};
+    }
+  });
+
+  torch::stable::parallel_for(0, s.n * bands, 1, [&](int64_t begin, int64_t end) {
+    Chunk<T> chunk;
+    T share[2][kChunk];
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t n = b / bands, first = b % bands * kBand;
+      const Band<S> band{layout, s, grad, d_image, static_cast<int32_t>(first),
+                         static_cast<int32_t>(std::min(first + kBand, s.h))};
+      for (int64_t k = n * s.h * chunks; k < (n + 1) * s.h * chunks; ++k) {
+        if (reach[k].first >= band.end || reach[k].last < band.begin) continue;
+        const int64_t y = k / chunks - n * s.h, x = k % chunks * kChunk;
+        const int count = static_cast<int>(std::min<int64_t>(kChunk, s.w - x));
+        const bool all = reach[k].first >= band.begin && reach[k].last < band.end;
+        locate<false>(chunk, flow, target, s, n, y, x, count);
+        if constexpr (Sources == 2) {
+          mix(mask, n, y, x, count, share[0], share[1]);
+          chunk.scale(share[source], count);
+        }
+        layout == Layout::planar ? band.planar(chunk, all, n, y, x, count)
+                                 : band.channels_last(chunk, all, n, y, x, count);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <int Sources, typename S>
+const char* Cpu::backward(Layout layout, const Inputs<Sources, S>& in, const S* grad, Gradients<Sources, S> d, void*) {
+  const Shape s = in.shape;
+  for (int k = 0; k < Sources; ++k)
+    if (d.image[k]) image_gradient(layout, in, k, grad, d.image[k]);
+  if (!d.flow) return nullptr;
+  torch::stable::parallel_for(0, s.n * s.h, rows_worth_a_thread(s), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t x = 0; x < s.w; x += kChunk)
+        flow_gradients(layout, in, grad, d, row / s.h, row % s.h, x,
+                       static_cast<int>(std::min<int64_t>(kChunk, s.w - x)));
+  });
+  return nullptr;
+}
+
+#define INSTANTIATE(Sources, S) \
+  template const char* Cpu::backward(Layout, const Inputs<Sources, S>&, const S*, Gradients<Sources, S>, void*);
+FOR_EACH_STORAGE(INSTANTIATE)
+
+}  // namespace rife
