@@ -8,6 +8,7 @@ most, so memory does not grow with the length of the video. Audio and the like p
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -60,8 +61,12 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where frames go: :class:`rife.video.VideoSink`, :class:`rife.sequence.ImageSink`."""
+    """Where frames go: :class:`rife.video.VideoSink`, :class:`rife.sequence.ImageSink`.
 
+    Frames come in order; those that it does not want, since they are there already, are counted only.
+    """
+
+    def wants(self, index: int) -> bool: ...
     def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None: ...
     def write_new(self, index: int, rgb: Tensor, alpha: Tensor | None) -> None: ...
     def copy(self, item: Copied) -> None: ...
@@ -106,7 +111,7 @@ def run(
         decoding = pool.submit(_decode, source, decoded, timeline.start, slowmo, report)
         encoding = pool.submit(_encode, sink, finished, report, on_frame)
         try:
-            for item in _render(decoded, interpolator, timeline, report):
+            for item in _render(decoded, interpolator, timeline, report, sink.wants):
                 finished.put(item)
             finished.end()
             encoding.result()
@@ -165,7 +170,7 @@ def _encode(sink: Sink, items: _Channel, report: Report, on_frame: Callable[[], 
 
 
 def _render(
-    events: _Channel, interpolator: Interpolator, timeline: Timeline, report: Report
+    events: _Channel, interpolator: Interpolator, timeline: Timeline, report: Report, wants: Callable[[int], bool]
 ) -> Iterator[_Original | _New | Copied]:
     """The output frames in order, and in between the packets to copy."""
     left = None
@@ -175,39 +180,47 @@ def _render(
             continue
         report.frames_in += 1
         if left is not None:
-            yield from _between(left, event, timeline.between(left.time, event.time), interpolator, report)
+            yield from _between(left, event, timeline.between(left.time, event.time), interpolator, report, wants)
         left = event
     if left is not None:
         end = left.time + left.duration
         report.source_seconds = end - timeline.start
-        yield from _shown(left, timeline.held(left.time, end), report)
+        yield from _shown(left, timeline.held(left.time, end), report, wants)
 
 
 def _between(
-    a: Picture, b: Picture, slots: list[Slot], interpolator: Interpolator, report: Report
+    a: Picture,
+    b: Picture,
+    slots: list[Slot],
+    interpolator: Interpolator,
+    report: Report,
+    wants: Callable[[int], bool],
 ) -> Iterator[_Original | _New]:
     if torch.equal(a.rgb, b.rgb):  # nothing moves: a network would only add its error
         report.duplicates += 1
-        yield from _shown(a, slots, report)
+        yield from _shown(a, slots, report, wants)
         return
     new = [slot for slot in slots if slot.alpha]
-    yield from _shown(a, slots[: len(slots) - len(new)], report)
-    if not new:
+    yield from _shown(a, slots[: len(slots) - len(new)], report, wants)
+    report.interpolated += len(new)
+    wanted = [wants(slot.index) for slot in new]
+    if not any(wanted):
         return
+    # All or none: the last bits of a frame depend on how many are made at once.
     with report.timed("infer"):
         frames = interpolator.between(a.rgb, b.rgb, [slot.alpha for slot in new]).cpu()
-    for slot, rgb in zip(new, frames, strict=True):
-        report.interpolated += 1
+    for slot, rgb in itertools.compress(zip(new, frames, strict=True), wanted):
         # Transparency moves too little to deserve a flow: it is mixed.
         alpha = None if a.alpha is None else torch.lerp(a.alpha, b.alpha, float(slot.alpha))
         yield _New(slot.index, rgb, alpha)
 
 
-def _shown(picture: Picture, slots: list[Slot], report: Report) -> Iterator[_Original]:
+def _shown(picture: Picture, slots: list[Slot], report: Report, wants: Callable[[int], bool]) -> Iterator[_Original]:
     for slot in slots:
         report.originals += slot.time == picture.time
         report.held += slot.time != picture.time
-        yield _Original(slot.index, picture)
+        if wants(slot.index):
+            yield _Original(slot.index, picture)
 
 
 class _Abandoned(Exception):

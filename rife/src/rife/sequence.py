@@ -180,6 +180,9 @@ class ImageSink:
         self.folder, self.suffix = folder, suffix
         self.dtype, self.channels = fitting(suffix, np.dtype(dtype), channels)
 
+    def wants(self, index: int) -> bool:
+        return True
+
     def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None:
         alike = isinstance(frame, np.ndarray) and frame.dtype == self.dtype and frame.shape[2] == self.channels
         self._write(index, frame if alike else array_from_rgb(rgb, alpha, self.dtype, self.channels))

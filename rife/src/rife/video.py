@@ -68,6 +68,9 @@ class VideoSink:
         self.encoder, self.muxer = encoder, muxer
         self.spec = encoder.spec
 
+    def wants(self, index: int) -> bool:
+        return True
+
     def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None:
         """A decoded frame enters the encoder as it is; the encoder converts one that is stored otherwise."""
         self._encode(index, frame if isinstance(frame, av.VideoFrame) else color.from_rgb(rgb, self.spec, alpha))
