@@ -21,11 +21,17 @@ import torch.nn.functional as F
 from papershelf.errors import UserError
 from torch import Tensor
 
+from rife import fused
+from rife.prepared import Frame, Prepared, supports
+
 if TYPE_CHECKING:
     from rife.model import Rife
 
-PIXELS_AT_ONCE = 4 << 20  # of new frames in one pass: bounds the memory, and more would not be faster
+PIXELS_AT_ONCE = 4 << 20  # of new frames in one pass: more would take memory, and not be faster
 DEEPEST_HALVING = 3  # a network for the middle only reaches eighths by halving
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALES = (1, 0.5, 0.25)  # of the flow search, for frames of more and more lines
+LINES_PER_SCALE = 1440  # up to which scale 1 finds the motion: the networks look 8 cells of 1/8 far
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,19 @@ def device_named(name: str) -> torch.device:
     return device
 
 
+def precision_named(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` (half precision on a GPU, single on a CPU) or a name of :data:`PRECISIONS`."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return PRECISIONS[name]
+
+
+def usual_scale(height: int, width: int) -> float:
+    """The scale for a frame size: 1 up to 1440 lines, 0.5 for 4K, 0.25 for 8K."""
+    lines = min(height, width)
+    return next((scale for scale in SCALES if lines * scale <= LINES_PER_SCALE), SCALES[-1])
+
+
 class Interpolator:
     """Networks on a device, ready to make frames.
 
@@ -61,42 +80,55 @@ class Interpolator:
         networks: models with what to average over; their answers are averaged.
         device: where they run.
         scale: at which resolution motion is estimated, relative to the frame's: 0.5 for 4K.
+        precision: of the convolutions; coordinates and blend are float32 always.
+        plain: use the plain network even where :mod:`rife.prepared` has a faster form of it.
 
     Raises:
         UserError: no such device.
     """
 
     def __init__(
-        self, networks: Sequence[tuple[Rife, Member]], *, device: str | torch.device = "cpu", scale: float = 1.0
+        self,
+        networks: Sequence[tuple[Rife, Member]],
+        *,
+        device: str | torch.device = "cpu",
+        scale: float = 1.0,
+        precision: str = "auto",
+        plain: bool = False,
     ) -> None:
         self.device = device_named(device) if isinstance(device, str) else device
         self.scale = scale
-        self.networks = [(model.to(self.device).eval(), member) for model, member in networks]
-        self.any_time = all(model.config.timestep for model, _ in self.networks)
+        self.dtype = precision_named(precision, self.device)
+        self.networks: list[tuple[_Plain | _Fast, Member]] = []
+        for model, member in networks:
+            fast = not plain and supports(model.config, scale) and fused.available(self.device)
+            self.networks.append(((_Fast if fast else _Plain)(model, self.device, self.dtype, scale), member))
+        self.any_time = all(model.config.timestep for model, _ in networks)
 
     @classmethod
-    def from_mode(cls, mode: str, *, device: str = "auto", scale: float = 1.0) -> Interpolator:
+    def from_mode(cls, mode: str, *, device: str = "auto", **options: object) -> Interpolator:
         """The networks of a mode, their weights fetched if they are not there yet."""
         from rife import checkpoints, weights
 
         place = device_named(device)  # before a download that would be for nothing
         networks = [(checkpoints.load(weights.find(member.weights)), member) for member in MODES[mode]]
-        return cls(networks, device=place, scale=scale)
+        return cls(networks, device=place, **options)
 
     @classmethod
-    def from_file(cls, path: Path, *, ensemble: bool = False, device: str = "auto", scale: float = 1.0) -> Interpolator:
+    def from_file(cls, path: Path, *, ensemble: bool = False, device: str = "auto", **options: object) -> Interpolator:
         """One checkpoint, whichever architecture its keys tell."""
         from rife import checkpoints
 
         place = device_named(device)
-        return cls([(checkpoints.load(path), Member(path.name, ensemble))], device=place, scale=scale)
+        return cls([(checkpoints.load(path), Member(path.name, ensemble))], device=place, **options)
 
     @torch.inference_mode()
     def between(self, a: Tensor, b: Tensor, alphas: Sequence[Fraction | float]) -> Tensor:
         """The frames at ``alphas`` between ``a`` (0) and ``b`` (1).
 
         Args:
-            a: ``[3, H, W]`` float32, RGB, nominal range [0, 1].
+            a: ``[3, H, W]`` float32, RGB, nominal range [0, 1]. A tensor that was ``b`` in the call
+                before is recognised, and not prepared again: do not change it in between.
             b: likewise, of the same size.
             alphas: T times in (0, 1).
 
@@ -108,32 +140,24 @@ class Interpolator:
         """
         if a.shape != b.shape:
             raise UserError(f"two frames must have one size, got {list(a.shape)} and {list(b.shape)}")
-        a, b = (frame.to(self.device, torch.float32)[None] for frame in (a, b))
-        at_once = max(1, PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
         if not self.any_time:
-            return torch.cat([self._by_halving(a, b, Fraction(t), DEEPEST_HALVING) for t in alphas])
+            return torch.stack([self._by_halving(a, b, Fraction(t), DEEPEST_HALVING) for t in alphas])
+        at_once = max(1, PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
         groups = [alphas[i : i + at_once] for i in range(0, len(alphas), at_once)]
         return torch.cat([self._mean(a, b, [float(t) for t in group]) for group in groups])
 
     def _mean(self, a: Tensor, b: Tensor, alphas: list[float]) -> Tensor:
         """[T, 3, H, W]: the mean of all networks' answers."""
-        height, width = a.shape[-2:]
-        t = torch.tensor(alphas, device=self.device).view(-1, 1, 1, 1)
-        total, answers = torch.zeros(len(alphas), *a.shape[1:], device=self.device), 0
-        for model, member in self.networks:
-            multiple = model.padding_multiple(self.scale)
-            pad = (0, -width % multiple, 0, -height % multiple)
-            for turned in (False, True) if member.turned else (False,):
-                pair = [F.pad(_turn(x) if turned else x, pad).expand(len(alphas), -1, -1, -1) for x in (a, b)]
-                frame = model(*pair, t, scale=self.scale, ensemble=member.ensemble, clamp=False).frame
-                frame = frame[..., :height, :width]
-                total += _turn(frame) if turned else frame
-                answers += 1
-        return total / answers
+        answers = []
+        for network, member in self.networks:
+            answers.append(network.between(a, b, alphas, member.ensemble))
+            if member.turned:
+                answers.append(network.between(a, b, alphas, member.ensemble, turned=True).flip(-2, -1))
+        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
 
     def _by_halving(self, a: Tensor, b: Tensor, t: Fraction, depth: int) -> Tensor:
         """The paper's way to 4x and 8x with a network for t = 0.5: the middle of a middle."""
-        middle = self._mean(a, b, [0.5])
+        middle = self._mean(a, b, [0.5])[0]
         if t == Fraction(1, 2):
             return middle
         if depth == 1:
@@ -144,5 +168,39 @@ class Interpolator:
         return self._by_halving(*((a, middle, 2 * t) if 2 * t < 1 else (middle, b, 2 * t - 1)), depth - 1)
 
 
-def _turn(x: Tensor) -> Tensor:
-    return x.flip(-2, -1)
+class _Plain:
+    """Any network, as :mod:`rife.model` has it."""
+
+    def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
+        self.model, self.device, self.scale = model.to(device, dtype).eval(), device, scale
+
+    def between(self, a: Tensor, b: Tensor, t: list[float], ensemble: bool, turned: bool = False) -> Tensor:
+        height, width = a.shape[-2:]
+        multiple = self.model.padding_multiple(self.scale)
+        pad = (0, -width % multiple, 0, -height % multiple)
+        pair = [F.pad(x.to(self.device)[None].flip((-2, -1) if turned else ()), pad) for x in (a, b)]
+        times = torch.tensor(t, device=self.device).view(-1, 1, 1, 1)
+        pair = [x.expand(len(t), -1, -1, -1) for x in pair]
+        frame = self.model(*pair, times, scale=self.scale, ensemble=ensemble, clamp=False).frame
+        return frame[..., :height, :width]
+
+
+class _Fast:
+    """A prepared network, and what it keeps of the last frames."""
+
+    def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
+        self.network = Prepared(model, device, dtype, scale)
+        self.kept: list[tuple[Tensor, bool, Frame]] = []
+
+    def between(self, a: Tensor, b: Tensor, t: list[float], ensemble: bool, turned: bool = False) -> Tensor:
+        first, second = self._frame(a, turned), self._frame(b, turned)
+        self.kept = [entry for entry in self.kept if entry[0] is a or entry[0] is b]
+        return self.network.between(first, second, t, ensemble=ensemble)
+
+    def _frame(self, rgb: Tensor, turned: bool) -> Frame:
+        for tensor, was_turned, frame in self.kept:
+            if tensor is rgb and was_turned == turned:
+                return frame
+        frame = self.network.frame(rgb.flip(-2, -1) if turned else rgb)
+        self.kept.append((rgb, turned, frame))
+        return frame
