@@ -8,8 +8,8 @@ at 1/8, joining planes, and every pass over memory that :mod:`rife.fused` saves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from rife.presets import V4_0, V4_6, RifeConfig
 from rife.refinement import Refinement
 from rife.warping import warp
 
+GRAPHS_KEPT = 4  # recordings, each for one size and number of times; they hold their memory
 REFINED = ("img0", "img1", "warped0", "warped1", "mask", "flow")  # what the fusion net sees
 
 
@@ -32,7 +33,7 @@ class Frame:
     rgb: Tensor  # [H, W, 4], padded
     height: int
     width: int
-    context: list[Tensor] = field(default_factory=list)  # [1, C, h, w] each, once they were needed
+    context: list[Tensor]  # [1, C, h, w] each; none without a refinement
 
 
 def supports(config: RifeConfig, scale: float) -> bool:
@@ -58,22 +59,46 @@ class Prepared:
         self.scales = [int(s / scale) for s in model.config.scales]
         self.blocks = [_Block(block, device, dtype) for block in model.blocks]
         self.refinement = _Refinement(model.refinement, device, dtype) if model.config.refinement else None
+        self.graphs: dict[tuple, _Graph] = {}
 
     def frame(self, rgb: Tensor) -> Frame:
         """A frame ``[3, H, W]`` float32 made ready."""
         height, width = rgb.shape[-2:]
         padded = fused.pad_frame(rgb.to(self.device), height + -height % self.multiple, width + -width % self.multiple)
-        return Frame(padded, height, width)
+        return Frame(padded, height, width, self.refinement.context(padded) if self.refinement else [])
 
     def between(self, a: Frame, b: Frame, t: Sequence[float], *, ensemble: bool = False) -> Tensor:
         """The frames at times ``t`` between ``a`` (0) and ``b`` (1): ``[T, 3, H, W]`` float32, not clamped."""
         times = torch.tensor(t, dtype=torch.float32, device=self.device)
-        state = self._estimate(a.rgb, b.rgb, times, self.scales, ensemble)
-        residual = self.refinement(a, b, state) if self.refinement else None
-        return fused.blend_pair(a.rgb, b.rgb, state, residual, a.height, a.width)
+        if self.device.type != "cuda":
+            return self._all(a, b, times, ensemble, look=True)[0]
+        # On a GPU starting the kernels takes longer than they do, so all of them are recorded and
+        # replayed as one; whether v4.0 must start anew is then known only at the end.
+        key = (a.rgb.shape, a.height, a.width, len(t), ensemble)
+        if key not in self.graphs:
+            while len(self.graphs) >= GRAPHS_KEPT:
+                self.graphs.pop(next(iter(self.graphs)))
+            self.graphs[key] = _Graph(lambda *args: self._all(*args, ensemble, look=False), (a, b, times))
+        frames, moved = self.graphs[key]((a, b, times))
+        if moved is None or not bool((moved > WIDE_MOTION).all(1).any()):
+            return frames
+        return self._all(a, b, times, ensemble, look=True)[0]
 
-    def _estimate(self, img0: Tensor, img1: Tensor, t: Tensor, scales: Sequence[int], ensemble: bool) -> Tensor:
-        """Flow and mask ``[T, H, W, 5]``, coarse to fine."""
+    def _all(self, a: Frame, b: Frame, t: Tensor, ensemble: bool, look: bool) -> tuple[Tensor, Tensor | None]:
+        """The frames, and how far block1 moved at most where nobody has looked at that (see ``_estimate``)."""
+        state, moved = self._estimate(a.rgb, b.rgb, t, self.scales, ensemble, look)
+        residual = self.refinement(a, b, state) if self.refinement else None
+        return fused.blend_pair(a.rgb, b.rgb, state, residual, a.height, a.width), moved
+
+    def _estimate(
+        self, img0: Tensor, img1: Tensor, t: Tensor, scales: Sequence[int], ensemble: bool, look: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Flow and mask ``[T, H, W, 5]``, coarse to fine.
+
+        With ``look``, v4.0's rule of wide motion is heeded on the way, which waits for the device;
+        without, the bound of block1's motions is returned, for the caller to look at.
+        """
+        moved = None
         state = img0.new_zeros(t.shape[0], *img0.shape[:2], fused.STATE)
         for i, (block, scale) in enumerate(zip(self.blocks, scales, strict=True)):
             names = self.config.later if i else self.config.first
@@ -87,13 +112,51 @@ class Prepared:
                 change = block(x)
             factor = scale * block.grow
             if i == 1 and self.config.wide_motion and scales is self.scales:
-                wide = _wide(change, factor)
-                if all(wide):
-                    return self._estimate(img0, img1, t, [2 * s for s in scales], ensemble)
-                if any(wide):  # each time gets what it would get alone
-                    return torch.cat([self._estimate(img0, img1, one, scales, ensemble) for one in t.split(1)])
+                # Enlarging never exceeds the largest value, so mostly the small answer settles it.
+                moved = _farthest(change[:, :4].float()) * factor
+                if look and bool((moved > WIDE_MOTION).all(1).any()):
+                    exact = _farthest(resize(change[:, :4].float(), factor)) * factor
+                    wide = (exact > WIDE_MOTION).all(1)
+                    if wide.all():
+                        return self._estimate(img0, img1, t, [2 * s for s in scales], ensemble, look)
+                    if wide.any():  # each time gets what it would get alone
+                        each = [self._estimate(img0, img1, one, scales, ensemble, look)[0] for one in t.split(1)]
+                        return torch.cat(each), None
             fused.add_upsampled(state, change, factor, shuffle=block.shuffle)
-        return state
+        return state, moved
+
+
+class _Graph:
+    """A function's kernels, recorded once and replayed on other tensors of the same shapes."""
+
+    def __init__(self, function: Callable, inputs: tuple) -> None:
+        self.inputs = tuple(_mapped(torch.clone, x) for x in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # cuDNN chooses its algorithms before anything is recorded
+            for _ in range(2):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, inputs: tuple) -> tuple:
+        for own, given in zip(self.inputs, inputs, strict=True):
+            for to, start in zip(_tensors(own), _tensors(given), strict=True):
+                to.copy_(start)
+        self.graph.replay()
+        return tuple(None if out is None else out.clone() for out in self.outputs)
+
+
+def _tensors(x: Frame | Tensor) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else [x.rgb, *x.context]
+
+
+def _mapped(function: Callable[[Tensor], Tensor], x: Frame | Tensor) -> Frame | Tensor:
+    if isinstance(x, Tensor):
+        return function(x)
+    return Frame(function(x.rgb), x.height, x.width, [function(level) for level in x.context])
 
 
 class _Layer:
@@ -187,7 +250,7 @@ class _Refinement:
         flow = fused.assemble(a.rgb, b.rgb, state, t, ("flow",), 2, torch.float32)
         x = fused.assemble(a.rgb, b.rgb, state, t, REFINED, 1, self.dtype)
         skips = []
-        for down, *features in zip(self.down, self._context(a), self._context(b), strict=True):
+        for down, *features in zip(self.down, a.context, b.context, strict=True):
             for layer in down:
                 x = layer(x)
             skips.append(x)
@@ -201,14 +264,15 @@ class _Refinement:
                 x = torch.cat([x, skip], 1)
         return self.out(x)
 
-    def _context(self, frame: Frame) -> list[Tensor]:
-        if not frame.context:
-            x = frame.rgb[..., :3].permute(2, 0, 1)[None].to(self.dtype).contiguous(memory_format=torch.channels_last)
-            for level in self.levels:
-                for layer in level:
-                    x = layer(x)
-                frame.context.append(x)
-        return frame.context
+    def context(self, rgb: Tensor) -> list[Tensor]:
+        """The context net's features of a padded frame, before warping."""
+        x = rgb[..., :3].permute(2, 0, 1)[None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+        features = []
+        for level in self.levels:
+            for layer in level:
+                x = layer(x)
+            features.append(x)
+        return features
 
 
 def _swapped(state: Tensor) -> Tensor:
@@ -217,14 +281,6 @@ def _swapped(state: Tensor) -> Tensor:
     return torch.cat([flow1, flow0, -mask], -1)
 
 
-def _wide(change: Tensor, factor: int) -> list[bool]:
-    """v4.0's rule, for each time: both flows changed by more than 32 pixels somewhere."""
-    flow = change[:, :4].float()
-    # Enlarging never exceeds the largest value, so mostly the small answer settles it.
-    for exact in (False, True):
-        flow = resize(flow, factor) if exact else flow
-        moved = flow.unflatten(1, (2, 2)).abs().amax((2, 3, 4)) * factor
-        wide = (moved > WIDE_MOTION).all(1).tolist()
-        if not any(wide):
-            break
-    return wide
+def _farthest(flow: Tensor) -> Tensor:
+    """``[T, 4, h, w]`` to ``[T, 2]``: the largest shift towards either frame."""
+    return flow.unflatten(1, (2, 2)).abs().amax((2, 3, 4))
