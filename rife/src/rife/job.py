@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -16,9 +16,9 @@ import torch
 from papershelf.errors import UserError
 from tqdm import tqdm
 
-from rife import pipeline
+from rife import pipeline, segmented
 from rife.encoder import EncodeOptions
-from rife.interpolator import MODES, Interpolator
+from rife.interpolator import MODES, Interpolator, device_named
 from rife.report import Report
 from rife.sequence import ImageSource, check_free, image_sink
 from rife.timeline import Timeline, parse_factor, parse_rate
@@ -48,7 +48,9 @@ class Options:
     preset: str | None = None
     pix_fmt: str | None = None
     image_format: str | None = None
-    device: str = "auto"
+    hardware: str = "off"
+    resume: bool = False
+    device: str = "auto"  # or several: "cuda:0,cuda:1"
     threads: int | None = None
 
 
@@ -59,10 +61,21 @@ class Job:
     options: Options
     source: VideoSource | ImageSource
     output: Path
-    to_video: bool
+    kind: str  # of output: "video" or "images"
     timeline: Timeline
     slowmo: Fraction
     encode: EncodeOptions
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where the networks run, one process for each."""
+        return tuple(self.options.device.split(","))
+
+    @property
+    def image_suffix(self) -> str:
+        """Of a folder's images."""
+        wanted = self.options.image_format
+        return f".{wanted}" if wanted else self.source.image_suffix
 
     @property
     def frames_expected(self) -> int | None:
@@ -73,7 +86,7 @@ class Job:
 
     def as_json(self) -> dict:
         """The plan in plain numbers and strings."""
-        return self._report().as_json() | {"frames_expected": self.frames_expected}
+        return self.new_report().as_json() | {"frames_expected": self.frames_expected}
 
     def summary(self) -> str:
         """The plan in a few lines."""
@@ -84,7 +97,7 @@ class Job:
         return "\n".join(
             [
                 f"{options.input}: {size}, {rate_name(source.rate)} fps, {seconds(source.duration)}",
-                f"{self.output}: {new} frames at {rate_name(self.timeline.fps)} fps, {self._storage()}",
+                f"{self.output}: {new} frames at {rate_name(self.timeline.fps)} fps, {self.kind}",
                 f"networks: {networks}, device {options.device}, scale {options.scale:g}",
             ]
         )
@@ -96,17 +109,13 @@ class Job:
             UserError: whatever the user can put right; nothing is left behind then.
             KeyboardInterrupt: on Ctrl-C; its text says where what was done by then lies.
         """
-        report = self._report()
-        options = self.options
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        with _terminated_like_ctrl_c(), self._sink(report) as sink:
-            interpolator = self._interpolator()
-            report.settings["device"] = str(interpolator.device)
-            with tqdm(total=self.frames_expected, unit="frame", disable=None, file=sys.stderr, smoothing=0.1) as bar:
-                pipeline.run(
-                    self.source, sink, interpolator, self.timeline, report, slowmo=self.slowmo, on_frame=bar.update
-                )
+        report = self.new_report()
+        with _terminated_like_ctrl_c():
+            if self.options.resume or len(self.devices) > 1:
+                segmented.run(self, report)
+            else:
+                with self._sink(report) as sink, self.progress() as bar:
+                    self.render(sink, report, bar.update)
         self.source.close()
         report.warnings += [f"{count} {what}" for what, count in self.source.problems.items()]
         declared = (self.source.duration or 0) * self.slowmo
@@ -116,6 +125,20 @@ class Job:
         report.finish(self.timeline.fps)
         return report
 
+    def progress(self, done: int = 0) -> tqdm:
+        """A bar on stderr for the output's frames, of which ``done`` are there already."""
+        return tqdm(
+            total=self.frames_expected, initial=done, unit="frame", disable=None, file=sys.stderr, smoothing=0.1
+        )
+
+    def render(self, sink: pipeline.Sink, report: Report, on_frame: Callable[[], object]) -> None:
+        """Send the output's frames into ``sink``, as far as it wants them; see :func:`rife.pipeline.run`."""
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        interpolator = self._interpolator()
+        report.settings["device"] = str(interpolator.device)
+        pipeline.run(self.source, sink, interpolator, self.timeline, report, slowmo=self.slowmo, on_frame=on_frame)
+
     def _interpolator(self) -> Interpolator:
         o = self.options
         if o.weights:
@@ -123,16 +146,12 @@ class Job:
         return Interpolator.from_mode(o.mode, device=o.device, scale=o.scale)
 
     def _sink(self, report: Report) -> AbstractContextManager[pipeline.Sink]:
-        if self.to_video:
+        if self.kind == "video":
             return video_sink(self.output, self.source, self.timeline.fps, self.encode, self.slowmo, report)
-        wanted = self.options.image_format
-        suffix = f".{wanted}" if wanted else self.source.image_suffix
-        return image_sink(self.output, suffix, self.source.dtype, self.source.channels)
+        return image_sink(self.output, self.image_suffix, self.source.dtype, self.source.channels)
 
-    def _storage(self) -> str:
-        return "video" if self.to_video else "images"
-
-    def _report(self) -> Report:
+    def new_report(self) -> Report:
+        """A report with nothing done yet."""
         settings = asdict(replace(self.options, input=None, output=None))
         return Report(
             input={"path": str(self.options.input), **self.source.described()},
@@ -156,13 +175,38 @@ def plan(options: Options) -> Job:
             raise UserError(f"{options.input} states no frame rate to multiply: give --fps frames a second")
         fps = parse_rate(options.fps, source.rate)
         output = options.output or default_output(options.input, fps)
-        to_video = is_video_name(output)
-        check_output(output, options.input, options.overwrite, to_video)
-        encode = EncodeOptions(options.codec, options.crf, options.preset, options.pix_fmt)
-        return Job(options, source, output, to_video, Timeline(fps, source.start), slowmo, encode)
+        kind = "video" if is_video_name(output) else "images"
+        check_output(output, options.input, options.overwrite, kind == "video")
+        check_segments(options, output)
+        return Job(options, source, output, kind, Timeline(fps, source.start), slowmo, encode_options(options))
     except BaseException:
         source.close()
         raise
+
+
+def encode_options(options: Options) -> EncodeOptions:
+    """What the encoder is told, beside what the user asks for."""
+    on_cpu = {device_named(name).type for name in options.device.split(",")} == {"cpu"}
+    return EncodeOptions(
+        options.codec,
+        options.crf,
+        options.preset,
+        options.pix_fmt,
+        hardware=options.hardware,
+        patient=on_cpu,  # where the networks are slower than any encoder
+        reproducible=options.resume or "," in options.device,
+    )
+
+
+def check_segments(options: Options, output: Path) -> None:
+    """UserError where a run in segments is asked for and cannot be."""
+    if not options.resume and "," not in options.device:
+        return
+    what = "--resume" if options.resume else "a --device list"
+    if str(options.input) == "-":
+        raise UserError(f"{what} reads the input more than once; save standard input to a file first")
+    if str(output) == "-" or output.suffix.lower() == ".y4m":
+        raise UserError(f"{what} does not go with uncompressed y4m; name an output like out.mkv")
 
 
 def open_source(path: Path, input_fps: str | None) -> VideoSource | ImageSource:
@@ -176,7 +220,7 @@ def open_source(path: Path, input_fps: str | None) -> VideoSource | ImageSource:
 
 def is_video_name(output: Path) -> bool:
     """Whether a name means a video file, and not a folder of images; UserError if it means neither."""
-    if output.suffix.lower() in VIDEO_SUFFIXES:
+    if output.suffix.lower() in VIDEO_SUFFIXES or str(output) == "-":
         return True
     if output.is_dir() or not output.suffix:
         return False

@@ -96,16 +96,24 @@ class Muxer:
             metadata_errors="surrogateescape",
         )
         if reader is None or self.format == "yuv4mpegpipe":
+            if reader is not None and reader.copied_streams:
+                kinds = ", ".join(sorted({s.type for s in reader.copied_streams}))
+                self.left_out.append(f"y4m holds pictures only: {kinds} left out")
             self.video = self._add_video(encoder)
             self._begin()
             return
+        dropped = 0
         for stream in reader.container.streams:
             if stream is reader.video:
                 self.video = self._add_video(encoder)
                 self.video.metadata.update(_kept(stream.metadata, 1 / self._tick))
                 self.video.disposition = stream.disposition
-            elif stream in reader.copied_streams and (audio or stream.type != "audio"):
+            elif stream.type == "audio" and not audio:
+                dropped += 1
+            elif stream in reader.copied_streams:
                 self._add_copy(stream, reader)
+        if dropped:
+            self.left_out.append("the sound is left out: slowed down, it would have another pitch")
         self.container.metadata.update(_kept(source_tags, 1 / self._tick))
         chapters = reader.container.chapters()
         for chapter in chapters:
@@ -149,6 +157,10 @@ class Muxer:
             self.container.close()
         except OSError as error:
             raise self._cannot_write(error) from error
+
+    def notes(self) -> list[str]:
+        """What the output lacks of the source, a sentence each."""
+        return [*self.left_out, *(f"{count} {what}" for what, count in self.problems.items())]
 
     def _starts(self, reader: VideoReader | None) -> list[Fraction]:
         """Where the output's streams begin, as far as it is known before the first packet."""
@@ -210,7 +222,9 @@ class Muxer:
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def _cannot_write(self, error: OSError) -> UserError:
+    def _cannot_write(self, error: OSError) -> OSError | UserError:
+        if isinstance(error, BrokenPipeError):
+            return error  # the reader has had enough: no fault
         return UserError(f"cannot write {self.path}: {error.strerror or error}; choose a place with room and rights")
 
 

@@ -145,6 +145,13 @@ class VideoReader:
         head, self._head = self._head, []
         return itertools.chain(head, self._rest)
 
+    def copied(self) -> Iterator[Copied]:
+        """The other streams' packets from the beginning, without decoding the video; instead of :meth:`events`."""
+        head, self._head = self._head, []
+        yield from (event for event in head if isinstance(event, Copied))
+        if self.copied_streams:
+            yield from (Copied(p, p.stream_index) for p in self._packets(self.copied_streams) if _counts(p))
+
     def cover(self, stream_index: int) -> bytes | None:
         """The file of a cover picture; these come before the first frame."""
         return self._covers.get(stream_index)
@@ -227,9 +234,9 @@ class VideoReader:
     def _read(self) -> Iterator[Decoded | Copied]:
         clock = _Clock(self.video, self.problems)
         shape = None
-        for packet in self._packets():
+        for packet in self._packets([self.video, *self.copied_streams]):
             if packet.stream is not self.video:
-                if packet.size or packet.pts is not None:  # the empty packets at the end only flush decoders
+                if _counts(packet):
                     yield Copied(packet, packet.stream_index)
                 continue
             for frame in self._decode(packet):
@@ -245,10 +252,10 @@ class VideoReader:
                 if placed is not None:
                     yield placed
 
-    def _packets(self) -> Iterator[av.Packet]:
-        """All packets wanted; where the file breaks off, an empty one that drains the decoder."""
+    def _packets(self, streams: list[av.stream.Stream]) -> Iterator[av.Packet]:
+        """All packets of these streams; where the file breaks off, an empty one that drains the decoder."""
         try:
-            yield from self.container.demux([self.video, *self.copied_streams])
+            yield from self.container.demux(streams)
         except (av.FFmpegError, OSError):
             self.problems["file breaks off early"] += 1
             drain = av.Packet()
@@ -309,6 +316,11 @@ class _Clock:
             return time
         grid = self.first + round((time - self.first) * self.rate) / self.rate
         return grid if abs(grid - time) <= tick and grid > self.last else time
+
+
+def _counts(packet: av.Packet) -> bool:
+    """Whether it holds anything: the empty packets at the end only flush decoders."""
+    return bool(packet.size) or packet.pts is not None
 
 
 def _reason(error: BaseException) -> str:

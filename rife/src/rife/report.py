@@ -25,6 +25,7 @@ class Report:
     originals: int = 0  # of frames_out: source frames, bit for bit where the format is kept
     interpolated: int = 0
     held: int = 0  # of frames_out: a source frame shown again: the last one, duplicates, cuts
+    resumed: int = 0  # of frames_out: made by an earlier run, which this one went on with
     duplicates: int = 0  # pairs of equal source frames
     source_seconds: Fraction = Fraction(0)  # from the first frame to the end of the last, slowed if asked for
     drift_seconds: Fraction = Fraction(0)  # how much longer the output is; below one of its frames
@@ -53,10 +54,12 @@ class Report:
 
     def summary(self) -> str:
         """One line for people, and one for each warning."""
-        speed = self.interpolated / max(self.wall_seconds, 1e-9)
+        made_now = 1 - self.resumed / max(self.frames_out, 1)
+        speed = self.interpolated * made_now / max(self.wall_seconds, 1e-9)
+        before = f", {self.resumed} of them made before" if self.resumed else ""
         line = (
             f"{self.output['path']}: {self.frames_out} frames ({self.originals} original, {self.interpolated} new, "
-            f"{self.held} repeated) in {self.wall_seconds:.1f} s, {speed:.2f} new frames/s"
+            f"{self.held} repeated{before}) in {self.wall_seconds:.1f} s, {speed:.2f} new frames/s"
         )
         return "\n".join([line, *(f"note: {warning}" for warning in self.warnings)])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -174,14 +174,22 @@ class ImageSink:
         suffix: ``.png``, ``.jpg``, ``.tif`` or ``.exr``.
         dtype: of the samples; what the suffix cannot hold is brought to what it can.
         channels: 1, 3 or 4, likewise.
+        takes: which frames are for this sink to write; those that are there already are not written again.
     """
 
-    def __init__(self, folder: Path, suffix: str, dtype: np.dtype, channels: int) -> None:
-        self.folder, self.suffix = folder, suffix
+    def __init__(
+        self,
+        folder: Path,
+        suffix: str,
+        dtype: np.dtype,
+        channels: int,
+        takes: Callable[[int], bool] = lambda index: True,
+    ) -> None:
+        self.folder, self.suffix, self._takes = folder, suffix, takes
         self.dtype, self.channels = fitting(suffix, np.dtype(dtype), channels)
 
     def wants(self, index: int) -> bool:
-        return True
+        return self._takes(index) and not self._path(index).exists()
 
     def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None:
         alike = isinstance(frame, np.ndarray) and frame.dtype == self.dtype and frame.shape[2] == self.channels
@@ -194,7 +202,10 @@ class ImageSink:
         """Images have no place for sound or subtitles."""
 
     def _write(self, index: int, array: np.ndarray) -> None:
-        write_image(self.folder / f"{index:08d}{self.suffix}", array)
+        write_image(self._path(index), array)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:08d}{self.suffix}"
 
 
 @contextmanager

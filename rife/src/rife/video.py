@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from rife.reader import Copied, Decoded, VideoReader
 from rife.report import Report
 from rife.sequence import ImageSource
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".y4m")
 
 
 class VideoSource:
@@ -61,22 +62,41 @@ class VideoSource:
         self.reader.close()
 
 
+class Target(Protocol):
+    """Where frames that are ready for the encoder go: :class:`WholeFile`, or segments of one."""
+
+    def wants(self, index: int) -> bool: ...
+    def encode(self, index: int, frame: av.VideoFrame) -> None: ...
+    def copy(self, item: Copied) -> None: ...
+
+
 class VideoSink:
-    """Encodes frames and writes them, with the source's other packets in between."""
+    """Brings frames into the form that the encoder takes."""
+
+    def __init__(self, spec: color.ColorSpec, target: Target) -> None:
+        self.spec, self.target = spec, target
+        self.wants, self.copy = target.wants, target.copy
+
+    def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None:
+        """A decoded frame enters the encoder as it is; the encoder converts one that is stored otherwise."""
+        ready = frame if isinstance(frame, av.VideoFrame) else color.from_rgb(rgb, self.spec, alpha)
+        self.target.encode(index, ready)
+
+    def write_new(self, index: int, rgb: Tensor, alpha: Tensor | None) -> None:
+        self.target.encode(index, color.from_rgb(rgb, self.spec, alpha))
+
+
+class WholeFile:
+    """Encodes all frames and writes them, with the source's other packets in between."""
 
     def __init__(self, encoder: VideoEncoder, muxer: Muxer) -> None:
         self.encoder, self.muxer = encoder, muxer
-        self.spec = encoder.spec
 
     def wants(self, index: int) -> bool:
         return True
 
-    def write_original(self, index: int, frame: object, rgb: Tensor, alpha: Tensor | None) -> None:
-        """A decoded frame enters the encoder as it is; the encoder converts one that is stored otherwise."""
-        self._encode(index, frame if isinstance(frame, av.VideoFrame) else color.from_rgb(rgb, self.spec, alpha))
-
-    def write_new(self, index: int, rgb: Tensor, alpha: Tensor | None) -> None:
-        self._encode(index, color.from_rgb(rgb, self.spec, alpha))
+    def encode(self, index: int, frame: av.VideoFrame) -> None:
+        self._mux(self.encoder.encode(frame, index))
 
     def copy(self, item: Copied) -> None:
         self.muxer.mux_copied(item.packet, item.stream_index)
@@ -85,9 +105,6 @@ class VideoSink:
         """Write what the encoder still holds, and the end of the file."""
         self._mux(self.encoder.flush())
         self.muxer.close()
-
-    def _encode(self, index: int, frame: av.VideoFrame) -> None:
-        self._mux(self.encoder.encode(frame, index))
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
@@ -110,24 +127,39 @@ def video_sink(
         KeyboardInterrupt: for :class:`~rife.pipeline.Stopped`; the playable part is ``output.partial.EXT``.
     """
     choice = choose_encoder(options, source.info, container_of(output))
-    partial = output.with_name(f"{output.stem}.partial{output.suffix}")
-    with atomic_path(output) as part:
+    with _begun(output) as part:
         encoder = VideoEncoder(choice, source.info, fps)
         muxer = Muxer(part, encoder, source.reader, audio=slowmo == 1, stretch=slowmo)
         report.output |= {"codec": choice.codec, "encoder": choice.encoder, "pix_fmt": choice.spec.pix_fmt}
-        sink = VideoSink(encoder, muxer)
+        file = WholeFile(encoder, muxer)
         try:
-            yield sink
-            sink.finish()
+            yield VideoSink(choice.spec, file)
+            file.finish()
         except Stopped:
-            sink.finish()
+            file.finish()
+            if not part.is_file():
+                raise KeyboardInterrupt("Stopped.") from None
+            partial = partial_name(output)
             part.replace(partial)
             raise KeyboardInterrupt(f"Stopped; the video so far is playable: {partial}") from None
         finally:
             encoder.close()
-    if slowmo != 1 and source.reader and source.reader.container.streams.audio:
-        report.warnings.append("the sound is left out: stretched, it would have another pitch")
-    report.warnings += [*choice.notes, *muxer.left_out, *(f"{n} {what}" for what, n in muxer.problems.items())]
+    report.warnings += [*choice.notes, *muxer.notes()]
+
+
+def partial_name(output: Path) -> Path:
+    """Where the playable part of an interrupted video is left."""
+    return output.with_name(f"{output.stem}.partial{output.suffix}")
+
+
+@contextmanager
+def _begun(output: Path) -> Iterator[Path]:
+    """The path to write to: a temporary one, or standard output as it is."""
+    if str(output) == "-":
+        yield output
+        return
+    with atomic_path(output) as part:
+        yield part
 
 
 def usual_rate(nominal: Fraction | None, average: Fraction | None) -> Fraction | None:
