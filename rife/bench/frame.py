@@ -16,6 +16,8 @@ import platform
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from rife.interpolator import Interpolator, Member
 from rife.model import Rife
 from rife.presets import PRESETS
 
-from rife import warping
+from rife import model, refinement, warping
 
 SIZES = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920), "2160p": (2160, 3840)}
 
@@ -42,15 +44,19 @@ def random_network(name: str) -> Rife:
     return Rife(PRESETS[name]).eval()
 
 
-class WithoutKernels:
+@contextmanager
+def without_kernels() -> Iterator[None]:
     """Warping as plain PyTorch does it, for the baseline."""
-
-    def __enter__(self) -> None:
-        self.loaded = warping._kernels.__dict__.get("_loaded", warping._kernels._loaded)
-        warping._kernels.__dict__["_loaded"] = False
-
-    def __exit__(self, *_: object) -> None:
-        warping._kernels.__dict__["_loaded"] = self.loaded
+    plain = {"warp": warping.warp_reference, "warp_blend": warping.warp_blend_reference}
+    places = [(module, name) for module in (model, refinement) for name in plain if hasattr(module, name)]
+    kept = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, plain[name])
+        yield
+    finally:
+        for (module, name), function in zip(places, kept, strict=True):
+            setattr(module, name, function)
 
 
 def timed(call, device: torch.device) -> float:
@@ -78,7 +84,7 @@ def measure(name: str, size: str, device: torch.device, seconds: float) -> list[
         for key, made in contenders.items():
             fresh = [frame.clone() for frame in pair]  # a pair not seen before: nothing of it is prepared
             if key[0] == "eager":
-                with WithoutKernels():
+                with without_kernels():
                     samples[key].append(timed(lambda made=made, fresh=fresh: made.between(*fresh, [0.5]), device))
             else:
                 samples[key].append(timed(lambda made=made, fresh=fresh: made.between(*fresh, [0.5]), device))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 PLANES = ("img0", "img1", "warped0", "warped1", "t", "mask", "flow")  # their codes, see fused_math.h
 STATE = 5  # channels of the estimate
+FEATURES = (torch.float32, torch.bfloat16, torch.float16)
 
 _kernels = native.Kernels(
     "rife_fused", Path(__file__).parent / "csrc", cpu=["fused.cpp", "fused_cpu.cpp"], cuda=["fused.cu"]
@@ -63,6 +64,9 @@ def assemble(
     Returns:
         ``[T, C, H/scale, W/scale]`` channels_last.
     """
+    _check_float(img0=img0, img1=img1, state=state, t=t)
+    if dtype not in FEATURES:
+        raise TypeError(f"features must be float16, bfloat16 or float32, got {dtype}")
     codes = [PLANES.index(name) for name in planes]
     return torch.ops.rife_fused.assemble(img0, img1, state, t, codes, scale, dtype)
 
@@ -76,6 +80,11 @@ def add_upsampled(state: Tensor, change: Tensor, factor: int, *, shuffle: bool =
         factor: how many times larger the estimate is; the flow's values grow by it.
         shuffle: ``change`` is as it was before a pixel shuffle by 2, with 4 C channels at half the size.
     """
+    _check_float(state=state)
+    _check_features(change=change)
+    size = [side * factor * (1 + shuffle) for side in change.shape[2:]]
+    if size != list(state.shape[1:3]) or change.shape[1] < STATE * (4 if shuffle else 1):
+        raise ValueError(f"change {list(change.shape)} times {factor} does not fit state {list(state.shape)}")
     torch.ops.rife_fused.add_upsampled(state, change, factor, shuffle)
 
 
@@ -93,6 +102,10 @@ def blend_pair(img0: Tensor, img1: Tensor, state: Tensor, residual: Tensor | Non
     Returns:
         ``[T, 3, height, width]`` float32, not clamped.
     """
+    _check_float(img0=img0, img1=img1, state=state)
+    _check_features(residual=residual)
+    if height > state.shape[1] or width > state.shape[2]:
+        raise ValueError(f"{height} x {width} is more than there is: {list(state.shape)}")
     return torch.ops.rife_fused.blend_pair(img0, img1, state, residual, height, width)
 
 
@@ -108,8 +121,28 @@ def activate(
         before: like ``x``, or None.
         after: like ``x``, or None.
     """
+    _check_float(bias=bias, slope=slope)
+    _check_features(x=x, before=before, after=after)
+    for other in (before, after):
+        if other is not None and (other.shape, other.dtype) != (x.shape, x.dtype):
+            raise ValueError(f"before and after must be like x, {x.dtype} {list(x.shape)}")
     torch.ops.rife_fused.activate(x, bias, slope, before, after)
     return x
+
+
+# Checked here and not in C++ alone: a C++ exception ends the whole process with PyTorch 2.11.
+def _check_float(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
+            raise TypeError(f"{name} must be contiguous float32, got {tensor.dtype} with strides {tensor.stride()}")
+
+
+def _check_features(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in FEATURES or not tensor.is_contiguous(memory_format=torch.channels_last):
+            raise TypeError(f"{name} must be channels_last float16, bfloat16 or float32, got {tensor.dtype}")
 
 
 torch.library.define(
