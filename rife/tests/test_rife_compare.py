@@ -178,7 +178,7 @@ def test_pixels_are_made_square(run, tmp_path):
 
 def test_ten_bits_and_tags_of_the_first_are_kept(run, tmp_path):
     tags = {"colorspace": 9, "color_range": 1, "color_primaries": 9, "color_trc": 16}
-    a = make_clip(tmp_path / "a.mp4", 2, codec="libx265", pix_fmt="yuv420p10le", tags=tags)
+    a = make_clip(tmp_path / "a.mp4", 4, codec="libx265", pix_fmt="yuv420p10le", tags=tags)
     b = make_clip(tmp_path / "b.mp4", 2)
     run(a, b, "-o", "c.mp4")
     with VideoReader(tmp_path / "c.mp4") as reader:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from papershelf.errors import UserError
 from papershelf.images import read_image, write_image
 from rife.cli_study import flow_command
 from rife.flow_color import color_wheel, flow_to_rgb, read_flo, write_flo
+from rife.reader import VideoReader
 from video_clips import frames_of, make_clip
 
 FLOW = (3.0, -2.0)  # what the network of `moving` says from its new frame to the second one, in pixels
@@ -202,11 +204,14 @@ def test_a_sheet_shows_frames_flows_and_mask(run, two_images, tmp_path):
 
 
 def test_a_video_keeps_its_size_and_times(run, tmp_path):
-    source = make_clip(tmp_path / "in.mp4", 5, pts=[0, 10, 30, 40, 50], options={"bf": "0"}, audio="aac")
+    source = make_clip(tmp_path / "in.mp4", 5, pts=[0, 10, 30, 40, 50], options={"bf": "0"}, aspect=Fraction(4, 3))
     made = run(source, "--max", 10)
     frames = frames_of(tmp_path / "in_flow.mp4")
     assert made["pictures"] == len(frames) == 6  # 0.24 s
     assert (frames[0].frame.width, frames[0].frame.height) == (64, 48)
+    assert made["notes"] == []
+    with VideoReader(tmp_path / "in_flow.mp4") as reader:
+        assert reader.info.sample_aspect_ratio == Fraction(4, 3)
     picture = frames[2].frame.to_ndarray(format="rgb24")[24, 32] / 255
     np.testing.assert_allclose(picture, color_of(2 * FLOW[0], 2 * FLOW[1], 10.0), atol=0.05)
 

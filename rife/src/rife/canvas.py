@@ -99,11 +99,12 @@ def canvas_info(info: VideoInfo, height: int, width: int, *, own_colors: bool) -
         info: the source.
         height: of the pictures.
         width: likewise.
-        own_colors: pictures are in the source's colours (matrix, range, HDR); plain 8-bit RGB otherwise.
+        own_colors: pictures are in the source's colours (matrix, range, HDR); plain 8-bit 4:2:0 otherwise.
     """
     plain = {"width": width, "height": height, "sample_aspect_ratio": None, "display_matrix": None, "rotation": 0}
     if not own_colors:
-        return replace(info, **plain, color=ColorSpec.from_tags("rgb24", Tags(), height), hdr=None, codec="rawvideo")
+        spec = ColorSpec.from_tags("rgb24", Tags(), height).stored_as("yuv420p", height)
+        return replace(info, **plain, color=spec, hdr=None, codec="rawvideo")
     if info.color.matrix in ("rgb", "gray"):  # which a second picture may not be
         pix_fmt = "rgb24" if info.color.bits <= 8 else "rgb48le"
         return replace(info, **plain, color=ColorSpec.from_tags(pix_fmt, Tags(), height), codec="rawvideo")

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from papershelf.errors import UserError
 from papershelf.metrics import WINDOW, psnr, ssim
 from torch import Tensor
 from tqdm import tqdm
@@ -144,8 +143,6 @@ def evaluate(data: DataSet, interpolator: Interpolator, networks: str) -> Evalua
             for score in restore(trial, interpolator, data.measures):
                 scores.append(score)
                 bar.update()
-    if not scores:
-        raise UserError(f"{data.name}: there is no frame to restore; --limit must be at least 1")
     return Evaluation(data.name, networks, scores, data.published, data.note)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -170,7 +170,8 @@ def _to_video(source: VideoSource | ImageSource, network: FlowNetwork, options: 
     timeline = Timeline(fps, source.start)
     factors = (2, 3) if options.sheet else (1, 1)
     height, width = (even(side * factor) for side, factor in zip((source.height, source.width), factors, strict=True))
-    canvas = Canvas(canvas_info(source.info, height, width, own_colors=False), None)
+    info = canvas_info(source.info, height, width, own_colors=False)
+    canvas = Canvas(replace(info, sample_aspect_ratio=source.info.sample_aspect_ratio), None)
     longest = count = 0
     with canvas_video(output, canvas, fps, EncodeOptions()) as (sink, report):
         for start, end, picture, length in _pictures(source, network, options):
@@ -197,7 +198,7 @@ def _pictures(
 ) -> Iterator[tuple[Fraction, Fraction, Tensor, float]]:
     """From when to when a pair's picture is shown, the picture, and its longest motion."""
     unit = options.longest or source.width * LONGEST_IN_VIDEO
-    fixed = FlowOptions(**{**vars(options), "longest": unit})
+    fixed = replace(options, longest=unit)
     before = rgb = waiting = None
     total = source.described()["frames"]
     with tqdm(total=total and total - 1, unit="pair", disable=None, file=sys.stderr) as bar:
