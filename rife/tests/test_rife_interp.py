@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from papershelf.images import read_image, write_image
 from rife.cli import interp
 from rife.color import to_rgb
-from video_clips import frames_of, make_clip, md5, packets_of, random_frame, smooth_frame
+from video_clips import frames_of, make_clip, md5, packets_of, planes, random_frame, smooth_frame
 
 
 @pytest.fixture
@@ -266,3 +266,64 @@ def test_dry_run_writes_nothing(run, tmp_path):
 def test_usage_errors_exit_with_2(run, tmp_path):
     make_clip(tmp_path / "in.mp4", 2)
     assert "--mode" in run("in.mp4", "--mode", "magic", code=2)
+
+
+# ------------------------------------------------------------------------------- cuts, repetitions
+
+
+@pytest.fixture
+def two_shots(tmp_path):
+    """Six frames of a soft pattern, then six of noise with other colours."""
+    noise = random_frame("yuv420p", 96, 64, 5)
+    shots = [smooth_frame("yuv420p", 96, 64, k) for k in range(6)]
+    for _ in range(6):
+        frame = av.VideoFrame(96, 64, "yuv420p")
+        for plane, noisy in zip(planes(frame), planes(noise), strict=True):
+            plane[...] = noisy // 4 + 10
+        shots.append(frame)
+    return make_clip(tmp_path / "in.mkv", shots, codec="ffv1", size=(96, 64))
+
+
+def test_a_cut_is_held_and_reported(run, tmp_path, two_shots):
+    report = run(two_shots, "--fps", 100, "--codec", "ffv1", "-o", "out.mkv")
+    assert [(cut["kind"], cut["frame"], cut["seconds"]) for cut in report["cuts"]] == [("cut", 6, 0.24)]
+    frames = [md5(frame.frame) for frame in frames_of(tmp_path / "out.mkv")]
+    assert len(set(frames[20:24])) == 1  # the last frame of the first shot stands
+    assert frames[17] != frames[16]  # the pair before is interpolated
+
+
+@pytest.mark.parametrize(("how", "equal_to_left"), [("nearest", [True, False, False]), ("blend", [False] * 3)])
+def test_other_ways_over_a_cut(run, tmp_path, two_shots, how, equal_to_left):
+    run(two_shots, "--fps", 100, "--codec", "ffv1", "--cut", how, "-o", "out.mkv")
+    frames = [md5(frame.frame) for frame in frames_of(tmp_path / "out.mkv")]
+    assert [frame == frames[20] for frame in frames[21:24]] == equal_to_left
+    if how == "nearest":
+        assert frames[22] == frames[23] == frames[24]
+
+
+def test_no_cuts_wanted_and_cuts_from_a_list(run, tmp_path, two_shots):
+    assert run(two_shots, "--fps", 50, "--cut", "off", "-o", "off.mkv")["cuts"] == []
+    (tmp_path / "cuts.txt").write_text("frame 3\n0.2  # of frame 5\n")
+    report = run(two_shots, "--fps", 50, "--cut-list", "cuts.txt", "-o", "list.mkv")
+    assert [cut["frame"] for cut in report["cuts"]] == [3, 5]
+    (tmp_path / "cuts.txt").write_text("soon\n")
+    assert "cuts.txt, line 1" in one_line(run(two_shots, "--cut-list", "cuts.txt", "-o", "bad.mkv", code=1))
+
+
+def test_animation_on_twos_moves_from_drawing_to_drawing(run, tmp_path):
+    drawings = [smooth_frame("yuv420p", 96, 64, 3 * (k // 2)) for k in range(12)]
+    source = make_clip(tmp_path / "in.mkv", drawings, codec="ffv1", size=(96, 64))
+    plain = run(source, "--fps", 25, "--codec", "ffv1", "--cut", "off", "-o", "plain.mkv")
+    assert plain["interpolated"] == 0
+    report = run(source, "--fps", 25, "--codec", "ffv1", "--cut", "off", "--dedup", "-o", "dedup.mkv")
+    frames = [md5(frame.frame) for frame in frames_of(tmp_path / "dedup.mkv")]
+    assert len(frames) == report["frames_out"] == plain["frames_out"] == 12
+    assert report["repeated_drawings"] == 5  # the last drawing stays as it is: nothing comes after it
+    assert frames[::2] == [md5(frame) for frame in drawings[::2]]
+    assert len(set(frames)) == 11
+
+
+def test_the_threshold_in_the_help_is_the_detectors():
+    from rife import cli, cuts
+
+    assert cli.CUT_THRESHOLD == cuts.THRESHOLD

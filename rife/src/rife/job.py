@@ -17,8 +17,10 @@ from papershelf.errors import UserError
 from tqdm import tqdm
 
 from rife import pipeline, segmented
+from rife.cuts import THRESHOLD
+from rife.decisions import DecisionOptions
 from rife.encoder import EncodeOptions
-from rife.interpolator import MODES, Interpolator, device_named
+from rife.interpolator import MODES, Interpolator, device_named, usual_scale
 from rife.report import Report
 from rife.sequence import ImageSource, check_free, image_sink
 from rife.timeline import Timeline, parse_factor, parse_rate
@@ -40,7 +42,12 @@ class Options:
     mode: str = "balanced"
     weights: Path | None = None
     ensemble: bool = False
-    scale: float = 1.0
+    scale: str = "auto"
+    precision: str = "auto"
+    cut: str = "hold"
+    cut_threshold: float = THRESHOLD
+    cut_list: Path | None = None
+    dedup: bool = False
     output: Path | None = None
     overwrite: bool = False
     codec: str | None = None
@@ -72,6 +79,12 @@ class Job:
         return tuple(self.options.device.split(","))
 
     @property
+    def scale(self) -> float:
+        """Of the flow search; by itself 0.5 for 4K and 0.25 for 8K."""
+        given = self.options.scale
+        return usual_scale(self.source.height, self.source.width) if given == "auto" else float(given)
+
+    @property
     def image_suffix(self) -> str:
         """Of a folder's images."""
         wanted = self.options.image_format
@@ -98,7 +111,7 @@ class Job:
             [
                 f"{options.input}: {size}, {rate_name(source.rate)} fps, {seconds(source.duration)}",
                 f"{self.output}: {new} frames at {rate_name(self.timeline.fps)} fps, {self.kind}",
-                f"networks: {networks}, device {options.device}, scale {options.scale:g}",
+                f"networks: {networks}, device {options.device}, scale {self.scale:g}",
             ]
         )
 
@@ -137,13 +150,25 @@ class Job:
             torch.set_num_threads(self.options.threads)
         interpolator = self._interpolator()
         report.settings["device"] = str(interpolator.device)
-        pipeline.run(self.source, sink, interpolator, self.timeline, report, slowmo=self.slowmo, on_frame=on_frame)
+        o = self.options
+        decisions = DecisionOptions(o.cut, o.cut_threshold, o.cut_list, o.dedup)
+        pipeline.run(
+            self.source,
+            sink,
+            interpolator,
+            self.timeline,
+            report,
+            slowmo=self.slowmo,
+            decisions=decisions,
+            on_frame=on_frame,
+        )
 
     def _interpolator(self) -> Interpolator:
         o = self.options
+        how = {"device": o.device, "scale": self.scale, "precision": o.precision}
         if o.weights:
-            return Interpolator.from_file(o.weights, ensemble=o.ensemble, device=o.device, scale=o.scale)
-        return Interpolator.from_mode(o.mode, device=o.device, scale=o.scale)
+            return Interpolator.from_file(o.weights, ensemble=o.ensemble, **how)
+        return Interpolator.from_mode(o.mode, **how)
 
     def _sink(self, report: Report) -> AbstractContextManager[pipeline.Sink]:
         if self.kind == "video":
@@ -193,8 +218,7 @@ def encode_options(options: Options) -> EncodeOptions:
         options.preset,
         options.pix_fmt,
         hardware=options.hardware,
-        patient=on_cpu,  # where the networks are slower than any encoder
-        reproducible=options.resume or "," in options.device,
+        reproducible=on_cpu or options.resume or "," in options.device,  # a GPU might have to wait for it
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from rife.decisions import Decider, DecisionOptions, Pair, as_record
 from rife.reader import Copied
 from rife.timeline import Slot, Timeline, slowed
 
@@ -42,6 +43,8 @@ class Picture:
     alpha: Tensor | None  # [1, H, W], where the format has one
     time: Fraction  # seconds, on the output's clock
     duration: Fraction
+    number: int  # in the source, from 0
+    source_time: Fraction  # seconds, on the source's clock
 
 
 class Shown(Protocol):
@@ -96,6 +99,7 @@ def run(
     timeline: Timeline,
     report: Report,
     *,
+    decisions: DecisionOptions,
     slowmo: Fraction = Fraction(1),
     on_frame: Callable[[], None] = lambda: None,
 ) -> None:
@@ -105,13 +109,14 @@ def run(
         Stopped: on Ctrl-C, after all frames made by then have been written.
         UserError: from the source or the sink, whichever thread it happened in.
     """
+    renderer = _Renderer(interpolator, timeline, decisions, report, sink.wants)
     stop = threading.Event()
     decoded, finished = _Channel(stop), _Channel(stop)
     with ThreadPoolExecutor(2, "rife") as pool:
         decoding = pool.submit(_decode, source, decoded, timeline.start, slowmo, report)
         encoding = pool.submit(_encode, sink, finished, report, on_frame)
         try:
-            for item in _render(decoded, interpolator, timeline, report, sink.wants):
+            for item in renderer.items(decoded):
                 finished.put(item)
             finished.end()
             encoding.result()
@@ -132,7 +137,7 @@ def run(
 
 def _decode(source: Source, out: _Channel, start: Fraction, slowmo: Fraction, report: Report) -> None:
     torch.set_num_threads(1)  # of this thread: two teams of threads would wait for each other
-    events = source.events()
+    events, number = source.events(), 0
     try:
         while True:
             with report.timed("decode"):
@@ -140,7 +145,8 @@ def _decode(source: Source, out: _Channel, start: Fraction, slowmo: Fraction, re
                 if event is not None and not isinstance(event, Copied):
                     time = slowed(event.time, start, slowmo)
                     rgb, alpha = source.rgb(event.frame), source.alpha(event.frame)
-                    event = Picture(event.frame, rgb, alpha, time, event.duration * slowmo)
+                    event = Picture(event.frame, rgb, alpha, time, event.duration * slowmo, number, event.time)
+                    number += 1
             if event is None:
                 return
             out.put(event)
@@ -169,58 +175,81 @@ def _encode(sink: Sink, items: _Channel, report: Report, on_frame: Callable[[], 
         items.abandon()
 
 
-def _render(
-    events: _Channel, interpolator: Interpolator, timeline: Timeline, report: Report, wants: Callable[[int], bool]
-) -> Iterator[_Original | _New | Copied]:
-    """The output frames in order, and in between the packets to copy."""
-    left = None
-    for event in events:
-        if isinstance(event, Copied):
-            yield event
-            continue
-        report.frames_in += 1
-        if left is not None:
-            yield from _between(left, event, timeline.between(left.time, event.time), interpolator, report, wants)
-        left = event
-    if left is not None:
-        end = left.time + left.duration
-        report.source_seconds = end - timeline.start
-        yield from _shown(left, timeline.held(left.time, end), report, wants)
+class _Renderer:
+    """Walks the timeline pair by pair."""
 
+    def __init__(
+        self,
+        interpolator: Interpolator,
+        timeline: Timeline,
+        decisions: DecisionOptions,
+        report: Report,
+        wants: Callable[[int], bool],
+    ) -> None:
+        self.interpolator, self.timeline, self.report, self.wants = interpolator, timeline, report, wants
+        self.decider = Decider(decisions)
+        self.at_cuts = decisions.cut
 
-def _between(
-    a: Picture,
-    b: Picture,
-    slots: list[Slot],
-    interpolator: Interpolator,
-    report: Report,
-    wants: Callable[[int], bool],
-) -> Iterator[_Original | _New]:
-    if torch.equal(a.rgb, b.rgb):  # nothing moves: a network would only add its error
-        report.duplicates += 1
-        yield from _shown(a, slots, report, wants)
-        return
-    new = [slot for slot in slots if slot.alpha]
-    yield from _shown(a, slots[: len(slots) - len(new)], report, wants)
-    report.interpolated += len(new)
-    wanted = [wants(slot.index) for slot in new]
-    if not any(wanted):
-        return
-    # All or none: the last bits of a frame depend on how many are made at once.
-    with report.timed("infer"):
-        frames = interpolator.between(a.rgb, b.rgb, [slot.alpha for slot in new]).cpu()
-    for slot, rgb in itertools.compress(zip(new, frames, strict=True), wanted):
-        # Transparency moves too little to deserve a flow: it is mixed.
-        alpha = None if a.alpha is None else torch.lerp(a.alpha, b.alpha, float(slot.alpha))
-        yield _New(slot.index, rgb, alpha)
+    def items(self, events: _Channel) -> Iterator[_Original | _New | Copied]:
+        """The output frames in order, and in between the packets to copy."""
+        last = None
+        for event in events:
+            if isinstance(event, Copied):
+                yield event
+                continue
+            last = event
+            self.report.frames_in += 1
+            with self.report.timed("decide"):
+                pairs = self.decider.push(event)
+            for pair in pairs:
+                yield from self._between(pair)
+        for pair in self.decider.finish():
+            yield from self._between(pair)
+        self.report.repeated_drawings = self.decider.dropped
+        if last is not None:
+            end = last.time + last.duration
+            self.report.source_seconds = end - self.timeline.start
+            yield from self._shown(last, self.timeline.held(last.time, end))
 
+    def _between(self, pair: Pair) -> Iterator[_Original | _New]:
+        a, b = pair.left, pair.right
+        slots = self.timeline.between(a.time, b.time)
+        if pair.apart:
+            self.report.cuts.append(as_record(pair))
+        if pair.kind == "equal":
+            self.report.duplicates += 1
+        if pair.kind == "equal" or (pair.apart and self.at_cuts == "hold"):
+            yield from self._shown(a, slots)
+            return
+        new = [slot for slot in slots if slot.alpha]
+        yield from self._shown(a, slots[: len(slots) - len(new)])
+        if pair.apart and self.at_cuts == "nearest":
+            nearer_b = [slot.alpha >= Fraction(1, 2) for slot in new]
+            yield from self._shown(a, [slot for slot, later in zip(new, nearer_b, strict=True) if not later])
+            yield from self._shown(b, [slot for slot, later in zip(new, nearer_b, strict=True) if later])
+            return
+        self.report.interpolated += len(new)
+        wanted = [self.wants(slot.index) for slot in new]
+        if not any(wanted):
+            return
+        # All or none: the last bits of a frame depend on how many are made at once.
+        alphas = [slot.alpha for slot in new]
+        with self.report.timed("infer"):
+            if pair.apart:
+                frames = torch.stack([torch.lerp(a.rgb, b.rgb, float(t)) for t in alphas])
+            else:
+                frames = self.interpolator.between(a.rgb, b.rgb, alphas).cpu()
+        for slot, rgb in itertools.compress(zip(new, frames, strict=True), wanted):
+            # Transparency moves too little to deserve a flow: it is mixed.
+            alpha = None if a.alpha is None else torch.lerp(a.alpha, b.alpha, float(slot.alpha))
+            yield _New(slot.index, rgb, alpha)
 
-def _shown(picture: Picture, slots: list[Slot], report: Report, wants: Callable[[int], bool]) -> Iterator[_Original]:
-    for slot in slots:
-        report.originals += slot.time == picture.time
-        report.held += slot.time != picture.time
-        if wants(slot.index):
-            yield _Original(slot.index, picture)
+    def _shown(self, picture: Picture, slots: list[Slot]) -> Iterator[_Original]:
+        for slot in slots:
+            self.report.originals += slot.time == picture.time
+            self.report.held += slot.time != picture.time
+            if self.wants(slot.index):
+                yield _Original(slot.index, picture)
 
 
 class _Abandoned(Exception):

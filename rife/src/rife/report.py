@@ -27,10 +27,14 @@ class Report:
     held: int = 0  # of frames_out: a source frame shown again: the last one, duplicates, cuts
     resumed: int = 0  # of frames_out: made by an earlier run, which this one went on with
     duplicates: int = 0  # pairs of equal source frames
+    repeated_drawings: int = 0  # source frames left out by dedup
+    cuts: list[dict] = field(default_factory=list)  # and flashes: kind, frame, seconds, score
     source_seconds: Fraction = Fraction(0)  # from the first frame to the end of the last, slowed if asked for
     drift_seconds: Fraction = Fraction(0)  # how much longer the output is; below one of its frames
     warnings: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "infer": 0.0, "encode": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"decode": 0.0, "decide": 0.0, "infer": 0.0, "encode": 0.0}
+    )
     wall_seconds: float = 0.0
 
     def __post_init__(self) -> None:
