@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import click
 
-from rife.help_pages import Section, SectionedCommand
+from rife.help_pages import SETTINGS, Section, SectionedCommand
+from rife.help_pages import verbose_option as verbose
 
-SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 PATH = click.Path(path_type=Path)
 
 in_data = partial(click.option, cls=Section, section="Data")
@@ -23,14 +21,7 @@ in_output = partial(click.option, cls=Section, section="Output")
 in_run = partial(click.option, cls=Section, section="This run")
 
 
-def _log_to_stderr(ctx: click.Context, _: click.Parameter, verbose: bool) -> None:
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s")
-
-
-verbose_option = in_run(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_to_stderr, help="Say what is done."
-)
+verbose_option = verbose(cls=Section, section="This run")
 mode_option = in_network(
     "--mode", type=click.Choice(["fast", "balanced", "best"]), default="balanced", help="As for rife interp."
 )

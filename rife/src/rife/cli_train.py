@@ -11,9 +11,7 @@ from pathlib import Path
 
 import click
 
-from rife.help_pages import Section, SectionedCommand
-
-SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+from rife.help_pages import SETTINGS, Section, SectionedCommand
 
 in_sequences = partial(click.option, cls=Section, section="Sequences")
 in_network = partial(click.option, cls=Section, section="Network")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from functools import partial
+
 import click
 from papershelf.errors import Command
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 
 
 class Section(click.Option):
@@ -30,3 +36,13 @@ class SectionedCommand(Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
             formatter.write(f"\n{self.epilog.strip()}\n")
+
+
+def _log_to_stderr(ctx: click.Context, _: click.Parameter, verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s")
+
+
+verbose_option = partial(
+    click.option, "-v", "--verbose", is_flag=True, expose_value=False, callback=_log_to_stderr, help="Say what is done."
+)
