@@ -61,6 +61,15 @@ def test_assemble_is_warp_shrink_and_join(device, names, scale, dtype):
     torch.testing.assert_close(got.float(), expected, atol=8 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+def test_zeros_fill_the_channels_that_are_asked_for(device):
+    _, padded, state, t = scene(device)
+    some = fused.assemble(*padded, state, t, V4_0.later, 2, torch.float32)
+    more = fused.assemble(*padded, state, t, V4_0.later, 2, torch.float32, 16)
+    assert torch.equal(more[:, :12], some)
+    assert more.shape[1] == 16
+    assert not more[:, 12:].any()
+
+
 def test_the_first_block_needs_no_estimate(device):
     frames, padded, _, t = scene(device)
     got = fused.assemble(*padded, None, t, V4_0.first, 2, torch.float32)
@@ -124,7 +133,7 @@ def test_opcheck(device):
     checks = ("test_schema", "test_faketensor")
     codes = [fused.PLANES.index(name) for name in V4_0.later]
     ops = torch.ops.rife_fused
-    torch.library.opcheck(ops.assemble, (*padded, state, t, codes, 2, torch.float32), test_utils=checks)
+    torch.library.opcheck(ops.assemble, (*padded, state, t, codes, 2, 16, torch.float32), test_utils=checks)
     torch.library.opcheck(ops.blend_pair, (*padded, state, None, 16, 24), test_utils=checks)
     change = torch.randn(2, 5, 8, 12, device=device).contiguous(memory_format=torch.channels_last)
     torch.library.opcheck(ops.add_upsampled, (state, change, 2, False), test_utils=checks)

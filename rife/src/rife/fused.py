@@ -48,7 +48,14 @@ def pad_frame(frame: Tensor, height: int, width: int) -> Tensor:
 
 
 def assemble(
-    img0: Tensor, img1: Tensor, state: Tensor | None, t: Tensor, planes: Sequence[str], scale: int, dtype: torch.dtype
+    img0: Tensor,
+    img1: Tensor,
+    state: Tensor | None,
+    t: Tensor,
+    planes: Sequence[str],
+    scale: int,
+    dtype: torch.dtype,
+    channels: int = 0,
 ) -> Tensor:
     """A block's input at 1/``scale``.
 
@@ -60,6 +67,7 @@ def assemble(
         planes: names of :data:`PLANES` in the order of the block's channels.
         scale: a power of two, 1 or more.
         dtype: of the result.
+        channels: C of the result at least; zeros follow the planes, since tensor cores like multiples of 8.
 
     Returns:
         ``[T, C, H/scale, W/scale]`` channels_last.
@@ -68,7 +76,7 @@ def assemble(
     if dtype not in FEATURES:
         raise TypeError(f"features must be float16, bfloat16 or float32, got {dtype}")
     codes = [PLANES.index(name) for name in planes]
-    return torch.ops.rife_fused.assemble(img0, img1, state, t, codes, scale, dtype)
+    return torch.ops.rife_fused.assemble(img0, img1, state, t, codes, scale, channels, dtype)
 
 
 def add_upsampled(state: Tensor, change: Tensor, factor: int, *, shuffle: bool = False) -> None:
@@ -147,7 +155,8 @@ def _check_features(**tensors: Tensor | None) -> None:
 
 torch.library.define(
     "rife_fused::assemble",
-    "(Tensor img0, Tensor img1, Tensor? state, Tensor t, int[] planes, int scale, ScalarType dtype) -> Tensor",
+    "(Tensor img0, Tensor img1, Tensor? state, Tensor t, int[] planes, int scale, int channels,"
+    " ScalarType dtype) -> Tensor",
 )
 torch.library.define("rife_fused::add_upsampled", "(Tensor(a!) state, Tensor change, int factor, bool shuffle) -> ()")
 torch.library.define(
@@ -160,8 +169,8 @@ torch.library.define(
 
 
 @torch.library.register_fake("rife_fused::assemble")
-def _(img0, img1, state, t, planes, scale, dtype):
-    channels = sum({"t": 1, "mask": 1, "flow": 4}.get(PLANES[code], 3) for code in planes)
+def _(img0, img1, state, t, planes, scale, channels, dtype):
+    channels = max(channels, sum({"t": 1, "mask": 1, "flow": 4}.get(PLANES[code], 3) for code in planes))
     shape = (t.shape[0], channels, img0.shape[0] // scale, img0.shape[1] // scale)
     return img0.new_empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
 

@@ -102,10 +102,10 @@ class Prepared:
         state = img0.new_zeros(t.shape[0], *img0.shape[:2], fused.STATE)
         for i, (block, scale) in enumerate(zip(self.blocks, scales, strict=True)):
             names = self.config.later if i else self.config.first
-            x = fused.assemble(img0, img1, state if i else None, t, names, scale, self.dtype)
+            x = fused.assemble(img0, img1, state if i else None, t, names, scale, self.dtype, block.inputs)
             if ensemble:
                 swapped = _swapped(state) if i else None
-                back = fused.assemble(img1, img0, swapped, 1 - t, names, scale, self.dtype)
+                back = fused.assemble(img1, img0, swapped, 1 - t, names, scale, self.dtype, block.inputs)
                 ahead, back = block(torch.cat([x, back])).chunk(2)
                 change = (ahead + block.swapped(back)) / 2
             else:
@@ -165,7 +165,11 @@ class _Layer:
     def __init__(self, conv: nn.Module, slope: Tensor | float | None, device: torch.device, dtype: torch.dtype) -> None:
         self.transposed = isinstance(conv, nn.ConvTranspose2d)
         self.stride = conv.stride
-        self.weight = conv.weight.detach().to(device, dtype, memory_format=torch.channels_last)
+        weight = conv.weight.detach()
+        if device.type == "cuda" and not self.transposed:  # tensor cores take channels by eight
+            weight = F.pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % 8))
+        self.inputs = weight.shape[0 if self.transposed else 1]
+        self.weight = weight.to(device, dtype, memory_format=torch.channels_last)
         bias = conv.bias.detach().to(device, torch.float32)
         outputs = bias.shape[0]
         self.slope = None
@@ -205,6 +209,7 @@ class _Block:
         else:
             self.body = [_layer(pair, device, dtype) for pair in block.body]
         self.head = _Layer(block.head[0], None, device, dtype)
+        self.inputs = self.stem[0].inputs
 
     def __call__(self, x: Tensor) -> Tensor:
         for layer in self.stem:
@@ -248,7 +253,7 @@ class _Refinement:
         """Logits of the residual, ``[T, 3, H, W]`` channels_last."""
         t = state.new_zeros(state.shape[0])
         flow = fused.assemble(a.rgb, b.rgb, state, t, ("flow",), 2, torch.float32)
-        x = fused.assemble(a.rgb, b.rgb, state, t, REFINED, 1, self.dtype)
+        x = fused.assemble(a.rgb, b.rgb, state, t, REFINED, 1, self.dtype, self.down[0][0].inputs)
         skips = []
         for down, *features in zip(self.down, a.context, b.context, strict=True):
             for layer in down:
@@ -266,7 +271,8 @@ class _Refinement:
 
     def context(self, rgb: Tensor) -> list[Tensor]:
         """The context net's features of a padded frame, before warping."""
-        x = rgb[..., :3].permute(2, 0, 1)[None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = rgb[..., :3].permute(2, 0, 1)[None].to(self.dtype)
+        x = F.pad(x, (0, 0, 0, 0, 0, self.levels[0][0].inputs - 3)).contiguous(memory_format=torch.channels_last)
         features = []
         for level in self.levels:
             for layer in level:

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -84,15 +85,16 @@ Pair pair_of(const Tensor& img0, const Tensor& img1, const Tensor* state, const 
 
 template <typename Device>
 Tensor assemble(const Tensor& img0, const Tensor& img1, const MaybeTensor& state, const Tensor& t,
-                std::vector<int64_t> planes, int64_t scale, ScalarType type) {
+                std::vector<int64_t> planes, int64_t scale, int64_t channels, ScalarType type) {
   const Scope<Device> scope(img0);
   Recipe recipe{};
   recipe.planes = static_cast<int32_t>(planes.size()), recipe.scale = static_cast<int32_t>(scale);
   STD_TORCH_CHECK(recipe.planes <= kPlanes, "rife_fused: too many planes");
   for (int32_t i = 0; i < recipe.planes; ++i) {
     STD_TORCH_CHECK(planes[i] >= 0 && planes[i] < kPlanes, "rife_fused: no such plane");
-    recipe.plane[i] = planes[i], recipe.channels += channels_of(planes[i]);
+    recipe.plane[i] = planes[i], recipe.used += channels_of(planes[i]);
   }
+  recipe.channels = static_cast<int32_t>(std::max<int64_t>(channels, recipe.used));
   const Pair pair = pair_of(img0, img1, state ? &*state : nullptr, &t);
   Tensor out = torch::stable::empty({pair.n, recipe.channels, pair.h / scale, pair.w / scale}, type, std::nullopt,
                                     img0.device(), std::nullopt, MemoryFormat::ChannelsLast);

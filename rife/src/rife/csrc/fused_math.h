@@ -47,10 +47,10 @@ struct Pair {
   int32_t n, h, w;
 };
 
-// The planes of a block's input at 1/scale, and their order.
+// The planes of a block's input at 1/scale, and their order; channels that are not used hold zeros.
 struct Recipe {
   int64_t plane[kPlanes];
-  int32_t planes, channels, scale;
+  int32_t planes, used, channels, scale;
 };
 
 // One pixel (y, x) of the input at 1/scale: bilinear without antialiasing takes, for a power of two,
@@ -100,6 +100,7 @@ HOST_DEVICE void assemble_pixel(const Pair& in, const Recipe& recipe, int32_t n,
         for (int k = 0; k < kMask; ++k) put(share / s * sum[k]);
     }
   }
+  for (int32_t c = recipe.used; c < recipe.channels; ++c) put(0);
 }
 
 // A block's raw output, [n, h, w, channels]; with `shuffle`, channel c of pixel (y, x) of the twice as
