@@ -357,10 +357,9 @@ def test_the_command(triplets, tmp_path):
     assert not Path(tmp_path / "third").exists()
 
 
-def test_it_learns(tmp_path):
-    """From nothing, a small network must come to know one triplet better than the mean of its frames."""
-    root = make_set(tmp_path / "set", count=1, step=4)
-    config = recipe("paper", width_factor=0.1, batch=1, crop=64, augment=False, steps=150, learning_rate=2e-3)
-    figures = train(config, root, tmp_path / "run", device="cpu")
-    assert figures["val_average"] < 27
-    assert figures["val_psnr"] > 34
+def test_it_learns(triplets, tmp_path):
+    """From nothing, a small network must come to know two triplets far better than the means of their frames."""
+    config = recipe("paper", width_factor=0.1, batch=1, crop=64, augment=False, steps=60, learning_rate=3e-3)
+    figures = train(config, triplets, tmp_path, device="cpu")
+    assert figures["val_average"] < 24
+    assert figures["val_psnr"] > 34  # measured: 37.3
