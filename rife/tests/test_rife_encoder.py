@@ -247,14 +247,14 @@ def test_the_shortest_videos_have_sound_time_stamps(codec, count):
         assert sorted(packet.pts for packet in packets) == list(range(count))
 
 
-def test_mb_tree_is_off_only_where_it_would_change_the_bytes():
-    for options, off in (
-        (EncodeOptions(), True),
-        (EncodeOptions(threads=1), False),
-        (EncodeOptions(reproducible=False), False),
-    ):
-        choice = choose_encoder(options, source(), "mp4")
-        assert ("mbtree=0" in dict(choice.options).get("x264-params", "")) == off
+@pytest.mark.parametrize(
+    ("capability", "reproducible", "kept_back"),
+    [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False)],
+)
+def test_x264_keeps_from_avx512_where_the_bytes_matter(monkeypatch, capability, reproducible, kept_back):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    choice = choose_encoder(EncodeOptions(reproducible=reproducible), source(), "mp4")
+    assert ("asm=AVX2" in dict(choice.options).get("x264-params", "")) == kept_back
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
@@ -281,9 +281,11 @@ def test_hdr10_metadata_and_tags_reach_the_stream(tmp_path, codec):
 
 
 def test_bitrate_and_pixel_format_can_be_asked_for():
-    choice = choose_encoder(EncodeOptions(bitrate=300_000, pix_fmt="yuv444p", preset="fast"), source(), "mp4")
+    choice = choose_encoder(
+        EncodeOptions(reproducible=False, bitrate=300_000, pix_fmt="yuv444p", preset="fast"), source(), "mp4"
+    )
     assert choice.spec.pix_fmt == "yuv444p"
-    assert dict(choice.options) == {"preset": "fast", "x264-params": "mbtree=0"}
+    assert dict(choice.options) == {"preset": "fast"}
     encoder = VideoEncoder(choice, source(), Fraction(25))
     assert encoder.stream.codec_context.bit_rate == 300_000
 
