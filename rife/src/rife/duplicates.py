@@ -1,8 +1,10 @@
 """Frames that repeat the one before, and animation drawn on twos and threes. Not in the paper.
 
-Two frames are the same picture where **no part** of them differs by more than coding makes: the largest mean
-difference of an 8x8 block counts, at about 640 pixels of width. A mean over the whole frame would drop the
-frames of a near-still clip in which only a mouth moves.
+Two frames are the same picture where **no part** of them differs by more than coding makes: not the mean
+over the frame counts, which would drop the frames of a near-still clip in which only a mouth moves, but the
+most different part. What coding makes has three marks: it is small in each 8x8 block (at 640 pixels of
+width), has no sign in common over 64x64 pixels, as a fade has, and leaves most of the picture alone, which
+a pan does not, however soft the background.
 
 Animation is drawn 8 or 12 times a second and each drawing is shown for two or three frames. Interpolating
 between equal frames and then across a jump keeps it jerky: with :class:`Dedup`, a drawing counts once, at the
@@ -21,11 +23,15 @@ import torch.nn.functional as F
 from papershelf.errors import UserError
 from torch import Tensor
 
-SAME = 2 / 255  # change of an encoded repetition at good quality; the least of real motion here is 8 / 255
-HELD = 12 / 255  # likewise at bad quality, and only where the drawings around change much more
-HELD_PART = 0.3  # of what a new drawing changes
+# Of a repeated frame at good quality (x264, CRF 16 to 23) `change` is 1 to 6 codes of 8 bits, the larger in small
+# pictures; the least of real motion in the clips there are is 9.
+SAME = 4 / 255
+HELD = 16 / 255  # of a repeated frame at bad quality; believed only where new drawings change much more
+HELD_PART = 0.2  # of what a new drawing changes
 WIDTH = 640  # at which pictures are compared
-BLOCK = 8
+BLOCK, LARGE = 8, 64
+DRIFT = 10  # how much more a common drift counts than differences of both signs
+SPREAD = 12  # how much more the mean over the picture counts than its most different part
 RECENT = 8  # new drawings that a change is compared with
 
 T = TypeVar("T")
@@ -39,17 +45,29 @@ def change(a: Tensor, b: Tensor) -> float:
         b: likewise, of the same size and on the same device.
 
     Returns:
-        the largest mean absolute difference of a block, in the range of the values.
+        the largest of: mean absolute difference of a block; common drift of a larger block, times DRIFT; mean
+        absolute difference of the picture, times SPREAD. In the range of the values.
 
     Raises:
         UserError: the sizes differ.
     """
     if a.shape != b.shape:
         raise UserError(f"two frames must have one size, got {list(a.shape)} and {list(b.shape)}")
-    # Pooled with its sign: grain, which differs from frame to frame, falls with the number of pixels.
-    difference = F.avg_pool2d((a - b)[None].float(), max(1, round(a.shape[-1] / WIDTH)), ceil_mode=True)
-    blocks = F.avg_pool2d(difference.abs().mean(1, keepdim=True), BLOCK, ceil_mode=True)
-    return blocks.max().item()
+    difference = _pooled(a - b, max(1, round(a.shape[-1] / WIDTH)))
+    absolute = difference.abs().mean(0, keepdim=True)
+    blocks = F.avg_pool2d(absolute, BLOCK, ceil_mode=True)
+    drift = F.avg_pool2d(difference.mean(0, keepdim=True), LARGE, ceil_mode=True).abs()
+    return max(blocks.max().item(), DRIFT * drift.max().item(), SPREAD * absolute.mean().item())
+
+
+def _pooled(x: Tensor, factor: int) -> Tensor:
+    """Means of squares of ``[3, H, W]``; with the sign, so that grain falls with the number of pixels."""
+    height, width = x.shape[-2:]
+    if height % factor or width % factor:
+        x = F.pad(x[None], (0, -width % factor, 0, -height % factor), mode="replicate")[0]
+    # Sums of slices: avg_pool2d takes three times as long here.
+    rows = sum((x[:, k::factor] for k in range(1, factor)), x[:, ::factor])
+    return sum((rows[..., k::factor] for k in range(1, factor)), rows[..., ::factor]) / factor**2
 
 
 class DuplicateDetector:
@@ -66,7 +84,9 @@ class DuplicateDetector:
 
     def __init__(self, threshold: float = SAME, *, held: bool = False):
         if not threshold >= 0:
-            raise UserError(f"a threshold for duplicates is 0 or a little more, got {threshold}; the default is {SAME:.4f}")
+            raise UserError(
+                f"a threshold for duplicates is 0 or a little more, got {threshold}; the default is {SAME:.4f}"
+            )
         self.threshold = threshold
         self.held = held
         self._changes: deque[float] = deque(maxlen=RECENT)  # of pairs that are no repetition
