@@ -14,17 +14,10 @@ from papershelf.images import read_image, write_image
 from rife.cli_train import dataset
 from rife.dataset import LOOK, Options, fitted, held_out, make_dataset, motion, reduced
 from rife.triplets import Sequences
+from test_rife_triplets import texture
 from video_clips import make_clip
 
 WHOLE = Options(size=None)
-
-
-def texture(seed, height=96, width=160):
-    """A soft random picture, ``[height, width, 3]`` in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.random((1, 3, height // 8, width // 8)))
-    soft = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
-    return soft[0].permute(1, 2, 0).clamp(0, 1).numpy()
 
 
 def frames_at(shifts, seed=0):

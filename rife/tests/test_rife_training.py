@@ -27,11 +27,12 @@ from rife.training import Objective, Trainer, learning_rate, network_of, recipe,
 from rife.training_log import read_metrics
 from rife.triplets import Sequences, ValidationSamples
 from safetensors import safe_open
-from test_rife_dataset import texture
+from test_rife_triplets import texture
 
 from rife import checkpoints
 
 CPU = Place(torch.device("cpu"))
+GPU = torch.cuda.is_available()
 SMALL = {"width_factor": 0.05, "batch": 2, "crop": 64}
 
 
@@ -180,8 +181,7 @@ def test_what_a_run_leaves(triplets, tmp_path):
         assert (about["tool"], about["seed"], about["command"]) == ("rife-interp", "3", "rife train set")
         assert json.loads(about["training"]) == asdict(config)
         assert json.loads(about["figures"])["val_psnr"] == figures["val_psnr"]
-    place = Place(torch.device("cpu"))
-    assert validate(model, ValidationSamples(Sequences(triplets, "test", 3)), place)["val_psnr"] == figures["val_psnr"]
+    assert validate(model, ValidationSamples(Sequences(triplets, "test", 3)), CPU)["val_psnr"] == figures["val_psnr"]
     assert not list(run.glob(".part*"))
 
 
@@ -243,7 +243,7 @@ def test_runs_that_cannot_go_on(triplets, tmp_path):
     with pytest.raises(UserError, match="is no checkpoint of a training run"):
         train(config, triplets, run, device="cpu", resume=True)
     with pytest.raises(UserError, match="cannot be shared by 3 processes"):
-        Trainer(config, triplets, Place(torch.device("cpu"), 0, 3))
+        Trainer(config, triplets, CPU._replace(world=3))
 
 
 def test_rifem_learns_from_septuplets(tmp_path):
@@ -256,13 +256,16 @@ def test_rifem_learns_from_septuplets(tmp_path):
         train(recipe("paper", **SMALL, steps=2), root, tmp_path / "other", device="cpu")
 
 
-def test_bfloat16_changes_the_loss_by_little_and_reaches_every_parameter():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not GPU, reason="no GPU"))])
+def test_bfloat16_changes_the_loss_by_little_and_reaches_every_parameter(device):
     torch.manual_seed(0)
     model = Rife(network_of(recipe("paper", width_factor=0.1)))
     img0, img1, gt = torch.rand(3, 2, 3, 64, 64).unbind()
     t = torch.full((2, 1, 1, 1), 0.5)
     exact = rife_loss(model.forward_train(img0, img1, gt, t), gt, 0.01)
-    losses = Objective(model, 0.01, amp=True)(img0, img1, gt, t)
+    layout = torch.channels_last if device == "cuda" else torch.contiguous_format  # as Trainer has it
+    model.to(device, memory_format=layout)
+    losses = Objective(model, 0.01, amp=True)(*(x.to(device) for x in (img0, img1, gt, t)))
     assert losses.total.dtype == torch.float32
     assert losses.total.item() == pytest.approx(exact.total.item(), rel=5e-3)
     assert losses.total.item() != exact.total.item()

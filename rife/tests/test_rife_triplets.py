@@ -11,6 +11,14 @@ from rife.triplets import Draws, Sequences, TrainingSamples, ValidationSamples, 
 from torch.utils.data import DataLoader
 
 
+def texture(seed, height=96, width=160):
+    """A soft random picture, ``[height, width, 3]`` in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((1, 3, height // 8, width // 8)))
+    soft = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    return soft[0].permute(1, 2, 0).clamp(0, 1).numpy()
+
+
 def make_set(root, count=3, length=3, size=(72, 80)):
     """Sequences of noise in which every image differs; ``size`` is height and width."""
     prefix = {3: "tri", 7: "sep"}[length]

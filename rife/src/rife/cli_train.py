@@ -30,8 +30,6 @@ Examples:
   rife train triplets/ --width-factor 0.25 --steps 20000 --batch 16 --crop 128 -o small/
   rife train triplets/ -o run/ --resume
   rife interp in.mp4 --weights run/best.safetensors
-
-With several GPUs: torchrun --nproc-per-node 4 -m rife train vimeo_triplet/ --amp -o run/
 """
 
 
@@ -114,7 +112,8 @@ def train(
     """Train a network on DIR, a data set in the layout of Vimeo90K (`rife dataset` makes one).
 
     The run's folder gets checkpoint.pt, best.safetensors and last.safetensors, metrics.jsonl, curves.png,
-    and TensorBoard's files where it is installed. Ctrl-C saves before it stops.
+    and TensorBoard's files where it is installed. Ctrl-C saves before it stops. The same under torchrun
+    (torchrun --nproc-per-node 4 -m rife train DIR) shares each batch among several GPUs.
     """
     import torch
 
