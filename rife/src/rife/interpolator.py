@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rife import fused
 from rife.prepared import Frame, Prepared, supports
+from rife.tiling import SHARE, Span, free_memory, tiled, tiles
 
 if TYPE_CHECKING:
     from rife.model import Rife
@@ -81,6 +82,8 @@ class Interpolator:
         device: where they run.
         scale: at which resolution motion is estimated, relative to the frame's: 0.5 for 4K.
         precision: of the convolutions; coordinates and blend are float32 always.
+        memory: bytes that the networks may take while they run; frames that need more are cut into
+            tiles. Half of what is free unless given.
         plain: use the plain network even where :mod:`rife.prepared` has a faster form of it.
 
     Raises:
@@ -94,6 +97,7 @@ class Interpolator:
         device: str | torch.device = "cpu",
         scale: float = 1.0,
         precision: str = "auto",
+        memory: int | None = None,
         plain: bool = False,
     ) -> None:
         self.device = device_named(device) if isinstance(device, str) else device
@@ -104,6 +108,8 @@ class Interpolator:
             fast = not plain and supports(model.config, scale) and fused.available(self.device)
             self.networks.append(((_Fast if fast else _Plain)(model, self.device, self.dtype, scale), member))
         self.any_time = all(model.config.timestep for model, _ in networks)
+        memory = int(SHARE * free_memory(self.device)) if memory is None else memory
+        self.pixels = max(1, memory // max(network.bytes_per_pixel for network, _ in self.networks))
 
     @classmethod
     def from_mode(cls, mode: str, *, device: str = "auto", **options: object) -> Interpolator:
@@ -140,9 +146,19 @@ class Interpolator:
         """
         if a.shape != b.shape:
             raise UserError(f"two frames must have one size, got {list(a.shape)} and {list(b.shape)}")
+        grid = self.grid(*a.shape[-2:])
+        if len(grid) > 1:
+            return tiled(self._between, a.to(self.device), b.to(self.device), alphas, grid)
+        return self._between(a, b, alphas)
+
+    def grid(self, height: int, width: int) -> list[tuple[Span, Span]]:
+        """The tiles in which frames of a size are made: one, if memory allows."""
+        return tiles(height, width, self.pixels)
+
+    def _between(self, a: Tensor, b: Tensor, alphas: Sequence[Fraction | float]) -> Tensor:
         if not self.any_time:
             return torch.stack([self._by_halving(a, b, Fraction(t), DEEPEST_HALVING) for t in alphas])
-        at_once = max(1, PIXELS_AT_ONCE // (a.shape[-2] * a.shape[-1]))
+        at_once = max(1, min(PIXELS_AT_ONCE, self.pixels) // (a.shape[-2] * a.shape[-1]))
         groups = [alphas[i : i + at_once] for i in range(0, len(alphas), at_once)]
         return torch.cat([self._mean(a, b, [float(t) for t in group]) for group in groups])
 
@@ -171,6 +187,8 @@ class Interpolator:
 class _Plain:
     """Any network, as :mod:`rife.model` has it."""
 
+    bytes_per_pixel = 800  # of a new frame, at most; measured by rife/bench/memory.py
+
     def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
         self.model, self.device, self.scale = model.to(device, dtype).eval(), device, scale
 
@@ -190,6 +208,7 @@ class _Fast:
 
     def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
         self.network = Prepared(model, device, dtype, scale)
+        self.bytes_per_pixel = 400 if model.config.refinement else 150  # likewise
         self.kept: list[tuple[Tensor, bool, Frame]] = []
 
     def between(self, a: Tensor, b: Tensor, t: list[float], ensemble: bool, turned: bool = False) -> Tensor:

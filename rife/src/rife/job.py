@@ -44,6 +44,7 @@ class Options:
     ensemble: bool = False
     scale: str = "auto"
     precision: str = "auto"
+    memory: float | None = None  # GB
     cut: str = "hold"
     cut_threshold: float = THRESHOLD
     cut_list: Path | None = None
@@ -166,6 +167,7 @@ class Job:
     def _interpolator(self) -> Interpolator:
         o = self.options
         how = {"device": o.device, "scale": self.scale, "precision": o.precision}
+        how["memory"] = None if o.memory is None else int(o.memory * 1e9)
         if o.weights:
             return Interpolator.from_file(o.weights, ensemble=o.ensemble, **how)
         return Interpolator.from_mode(o.mode, **how)

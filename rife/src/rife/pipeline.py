@@ -1,7 +1,7 @@
 """From a source to a sink: decoding, inference and encoding in three threads joined by bounded queues.
 
 The decoding thread turns frames into RGB, the calling thread walks the timeline pair by pair and makes
-the new frames, the encoding thread turns those back and writes. A queue holds :data:`QUEUE` items at
+the new frames, the encoding thread turns those back and writes. A queue holds a few frames at
 most, so memory does not grow with the length of the video. Audio and the like pass through as packets.
 """
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rife.interpolator import Interpolator
     from rife.report import Report
 
-QUEUE = 8  # items between two threads
+QUEUE = 8  # items between two threads, at most
+QUEUE_BYTES = 256 << 20  # of frames between two threads, as far as two of them take less
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Shown(Protocol):
 
 class Source(Protocol):
     """Where frames come from: :class:`rife.video.VideoSource`, :class:`rife.sequence.ImageSource`."""
+
+    width: int
+    height: int
 
     def events(self) -> Iterator[Shown | Copied]: ...
     def rgb(self, frame: object) -> Tensor: ...
@@ -111,7 +115,8 @@ def run(
     """
     renderer = _Renderer(interpolator, timeline, decisions, report, sink.wants)
     stop = threading.Event()
-    decoded, finished = _Channel(stop), _Channel(stop)
+    room = max(2, min(QUEUE, QUEUE_BYTES // (12 * source.width * source.height)))  # 3 channels of 4 bytes
+    decoded, finished = _Channel(stop, room), _Channel(stop, room)
     with ThreadPoolExecutor(2, "rife") as pool:
         decoding = pool.submit(_decode, source, decoded, timeline.start, slowmo, report)
         encoding = pool.submit(_encode, sink, finished, report, on_frame)
@@ -261,8 +266,8 @@ class _Channel:
 
     _END = object()
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._items: queue.Queue = queue.Queue(QUEUE)
+    def __init__(self, stop: threading.Event, room: int) -> None:
+        self._items: queue.Queue = queue.Queue(room)
         self._stop, self._gone = stop, threading.Event()
 
     def put(self, item: object) -> None:
