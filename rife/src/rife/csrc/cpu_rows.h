@@ -78,7 +78,8 @@ void locate(Chunk<T>& __restrict__ chunk, const View<const T>& flow, const View<
 
 // m and 1 - m of `count` pixels.
 template <typename T>
-void mix(const View<const T>& mask, int64_t n, int64_t y, int64_t x, int count, T* __restrict__ m, T* __restrict__ rest) {
+void mix(const View<const T>& mask, int64_t n, int64_t y, int64_t x, int count, T* __restrict__ m,
+         T* __restrict__ rest) {
   T copy[kChunk];
   const T* __restrict__ logit = row_of(mask, n, 0, y, x, count, copy);
   for (int i = 0; i < count; ++i) m[i] = sigmoid(logit[i]), rest[i] = 1 - m[i];
@@ -115,38 +116,77 @@ HOST_DEVICE void prefetch_rows_ahead(const S* from, const Steps& to) {
   __builtin_prefetch(from + 3 * to.south);
 }
 
-// How the groups of kShort pixels of a chunk lie in a planar image. Where the flow is smooth nearly all
-// are part of kWide neighbours, which are loaded at once; gather instructions would be slower than any.
-enum class Lie : uint8_t { scattered, in_a_row, part_of_wide };
+// How kWide pixels of a chunk lie in a planar image. Where the flow is smooth, nearly all sample one run of
+// neighbours, or two where its whole part changes: loaded at once, when gather instructions are slower than
+// single loads. Others go by kShort, which may be a run again.
+enum class Lie : uint8_t { run, two_runs, short_run, scattered };
 
 template <typename S>
 struct Plan {
-  Lie lie[kChunk / kShort];
+  using Mask = std::conditional_t<sizeof(Precision<S>) == 8, int64_t, int32_t>;
+  static constexpr int K = kWide<S>;
+
+  Lie lie[kChunk / kShort];  // of groups of kShort; a wide group's is told by its first
+  Mask first[kChunk];        // all ones where a pixel is of the first of two runs
+
   Plan() = default;
-  Plan(const int64_t* at, int count) {
-    for (int i = 0; i + kWide<S> <= count; i += kWide<S>) {
-      const bool wide = in_a_row<kWide<S>>(at + i);
-      for (int q = i; q < i + kWide<S>; q += kShort)
-        lie[q / kShort] = wide ? Lie::part_of_wide : (in_a_row<kShort>(at + q) ? Lie::in_a_row : Lie::scattered);
+  Plan(const int64_t* at, int count, const View<const S>& image, const Shape& s) {
+    const int64_t last = (s.h - 1) * image.y + (s.w - 1) * image.x;
+    const Steps to = steps_of(image, s);
+    for (int i = 0; i + K <= count; i += K) {
+      if (in_a_row<K>(at + i)) {
+        lie[i / kShort] = Lie::run;
+      } else if (in_two_runs(at + i, first + i) && at[i] + K - 1 + to.south + to.east <= last &&
+                 at[i + K - 1] >= K - 1) {  // both runs of K are in the image to their ends
+        lie[i / kShort] = Lie::two_runs;
+      } else {
+        for (int q = i; q < i + K; q += kShort)
+          lie[q / kShort] = in_a_row<kShort>(at + q) ? Lie::short_run : Lie::scattered;
+      }
     }
   }
+
+  static bool in_two_runs(const int64_t* at, Mask* first) {
+    const int64_t one = at[0], other = at[K - 1] - (K - 1);
+    bool neither = false;
+    for (int i = 0; i < K; ++i) {
+      first[i] = at[i] - i == one ? -1 : 0;
+      neither |= (at[i] - i != one) & (at[i] - i != other);
+    }
+    return !neither;
+  }
 };
+
+// The samples of K pixels, each of one of two runs of K.
+template <int K, typename S>
+HOST_DEVICE Corners<Lanes<Precision<S>, K>> load_either(const S* one, const S* other,
+                                                        const typename Plan<S>::Mask* first, const Steps& to) {
+  Lanes<typename Plan<S>::Mask, K> is_first;
+  memcpy(&is_first, first, sizeof(is_first));
+  const auto a = load_corners<K>(one, to), b = load_corners<K>(other, to);
+  return {is_first ? a.nw : b.nw, is_first ? a.ne : b.ne, is_first ? a.sw : b.sw, is_first ? a.se : b.se};
+}
 
 // Calls body.operator()<K>(first pixel, its K samples) over a chunk of a planar image, K as large as can be.
 template <typename S, typename Body>
 HOST_DEVICE void for_each_run(const S* plane, const int64_t* at, const Plan<S>& plan, int count, const Steps& to,
                               Body body) {
+  constexpr int K = kWide<S>;
   int i = 0;
-  for (; i + kWide<S> <= count; i += kWide<S>) {
+  for (; i + K <= count; i += K) {
     prefetch_rows_ahead(plane + at[i], to);
-    
-    if (plan.lie[i / kShort] == Lie::part_of_wide) {
-      body.template operator()<kWide<S>>(i, load_corners<kWide<S>>(plane + at[i], to));
-      continue;
+    const Lie lie = plan.lie[i / kShort];
+    if (lie == Lie::run) {
+      body.template operator()<K>(i, load_corners<K>(plane + at[i], to));
+    } else if (lie == Lie::two_runs) {
+      const S* other = plane + at[i + K - 1] - (K - 1);
+      body.template operator()<K>(i, load_either<K>(plane + at[i], other, plan.first + i, to));
+    } else {
+      for (int q = i; q < i + K; q += kShort)
+        body.template operator()<kShort>(q, plan.lie[q / kShort] == Lie::short_run
+                                                ? load_corners<kShort>(plane + at[q], to)
+                                                : gather_corners<kShort>(plane, at + q, to));
     }
-    for (int q = i; q < i + kWide<S>; q += kShort)
-      body.template operator()<kShort>(q, plan.lie[q / kShort] == Lie::in_a_row ? load_corners<kShort>(plane + at[q], to)
-                                                                   : gather_corners<kShort>(plane, at + q, to));
   }
   for (; i < count; ++i) body.template operator()<1>(i, load_corners<1>(plane + at[i], to));
 }

@@ -50,6 +50,11 @@ HOST_DEVICE Lanes<Precision<S>, K> load(const S* from) {
       return lanes;
     }
 #endif
+    if constexpr (std::is_same_v<S, BFloat16> && K >= 8) {
+      Lanes<uint16_t, K> raw;
+      memcpy(&raw, from, sizeof(raw));
+      return bits_as<Lanes<T, K>>(__builtin_convertvector(raw, Lanes<uint32_t, K>) << 16);
+    }
     T wide[K];
     for (int i = 0; i < K; ++i) wide[i] = widen(from[i]);
     memcpy(&lanes, wide, sizeof(lanes));
@@ -73,17 +78,30 @@ HOST_DEVICE void store(S* to, const Lanes<Precision<S>, K>& lanes) {
       return;
     }
 #endif
+    if constexpr (std::is_same_v<S, BFloat16> && K >= 8) {  // as narrow() does it
+      const auto x = bits_as<Lanes<uint32_t, K>>(lanes);
+      const auto rounded = (x + 0x7fffu + ((x >> 16) & 1u)) >> 16;
+      const auto bits = (x & 0x7fffffffu) > 0x7f800000u ? broadcast<K>(0x7fc0u) : rounded;
+      const auto raw = __builtin_convertvector(bits, Lanes<uint16_t, K>);
+      memcpy(to, &raw, sizeof(raw));
+      return;
+    }
     S stored[K];
     for (int i = 0; i < K; ++i) stored[i] = narrow<S>(static_cast<float>(lanes[i]));
     memcpy(to, stored, sizeof(stored));
   }
 }
 
+// By halves, which the processor adds side by side.
 template <int K, typename T>
 HOST_DEVICE T sum(const Lanes<T, K>& lanes) {
-  T total = 0;
-  for (int i = 0; i < K; ++i) total += lanes[i];
-  return total;
+  if constexpr (K == 1) {
+    return lanes[0];
+  } else {
+    Lanes<T, K / 2> halves[2];
+    memcpy(halves, &lanes, sizeof(halves));
+    return sum<K / 2, T>(halves[0] + halves[1]);
+  }
 }
 
 }  // namespace rife

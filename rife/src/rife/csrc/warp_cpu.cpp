@@ -24,7 +24,7 @@ void planar(const Chunk<T> (&chunks)[Sources], const Inputs<Sources, S>& in, S* 
   const Shape& shape = in.shape;
   T sum[kChunk];
   Plan<S> plans[Sources];
-  for (int s = 0; s < Sources; ++s) plans[s] = Plan<S>(chunks[s].at, count);
+  for (int s = 0; s < Sources; ++s) plans[s] = Plan<S>(chunks[s].at, count, in.image[s], shape);
   for (int64_t c = 0; c < shape.c; ++c) {
     S* to = out + ((n * shape.c + c) * shape.h + y) * shape.w + x;
     for (int s = 0; s < Sources; ++s)

@@ -29,7 +29,7 @@ struct ChunkMoments {
 template <typename S, typename T = Precision<S>>
 void planar_moments(ChunkMoments<T>& moments, const Chunk<T>& chunk, const View<const S>& image, const Shape& s,
                     const S* grad, int64_t n, int64_t y, int64_t x, int count) {
-  const Plan<S> plan(chunk.at, count);
+  const Plan<S> plan(chunk.at, count, image, s);
   std::fill_n(moments.value, count, T(0)), std::fill_n(moments.north, count, T(0));
   std::fill_n(moments.south, count, T(0)), std::fill_n(moments.west, count, T(0));
   for (int64_t c = 0; c < s.c; ++c) {
@@ -101,6 +101,38 @@ struct Reach {  // rows that a chunk of pixels samples
   int32_t first, last;
 };
 
+// Runs of pixels in a chunk that sample neighbours of a planar image. There a sample gets the western share
+// of one pixel and the eastern of the one before: added up first, many samples at once.
+template <typename T>
+struct NeighbourRuns {
+  int16_t begin[kChunk + 1], number = 0;
+  T ne_before[kChunk], se_before[kChunk];  // weights of the pixel before, 0 at the beginning of a run
+
+  NeighbourRuns(const Chunk<T>& chunk, int count) {
+    for (int i = 0; i < count; ++i) {
+      const bool goes_on = i > 0 && chunk.at[i] == chunk.at[i - 1] + 1;
+      if (!goes_on) begin[number++] = static_cast<int16_t>(i);
+      ne_before[i] = goes_on ? chunk.ne[i - 1] : T(0), se_before[i] = goes_on ? chunk.se[i - 1] : T(0);
+    }
+    begin[number] = static_cast<int16_t>(count);
+  }
+
+  // Adds pixels `first` to `last` to the samples at `row + first` and on. `g[i + 1]` is pixel i's gradient.
+  void add(T* row, const Steps& to, int first, int last, const T* west, const T* east_before, T last_east,
+           const T* g) const {
+    const auto add_some = [&]<int K>(int i) {
+      if (K > 1) prefetch_rows_ahead(row + i, to);
+      const auto share = load<K>(west + i) * load<K>(g + i + 1) + load<K>(east_before + i) * load<K>(g + i);
+      store<K>(row + i, load<K>(row + i) + share);
+    };
+    int i = first;
+    for (; i + kWide<T> <= last + 1; i += kWide<T>) add_some.template operator()<kWide<T>>(i);
+    for (; i + kShort <= last + 1; i += kShort) add_some.template operator()<kShort>(i);
+    for (; i <= last; ++i) add_some.template operator()<1>(i);
+    row[last + to.east] += last_east * g[last + 1];
+  }
+};
+
 // What the part of a chunk whose rows are in [begin, end) adds to one band of d_image.
 template <typename S, typename T = Precision<S>>
 struct Band {
@@ -109,39 +141,42 @@ struct Band {
   const S* grad;
   T* d_image;
   int32_t begin, end;
+  Steps steps = steps_of(dense(d_image, s, layout), s);
+  int32_t below = s.h > 1;  // rows from the northern samples to the southern
 
   bool owns(int32_t row) const { return row >= begin && row < end; }
 
-  void planar(const Chunk<T>& chunk, bool all, int64_t n, int64_t y, int64_t x, int count) const {
-    const Steps to = steps_of(dense(d_image, s, layout), s);
-    const int32_t below = s.h > 1;
+  void planar(const Chunk<T>& chunk, int64_t n, int64_t y, int64_t x, int count) const {
+    const NeighbourRuns<T> runs(chunk, count);
+    T g[kChunk + 1];  // of the pixel before, and so on
+    g[0] = 0;
     for (int64_t c = 0; c < s.c; ++c) {
       T* plane = d_image + (n * s.c + c) * s.plane();
-      const S* g = grad + (n * s.c + c) * s.plane() + y * s.w + x;
-      for (int i = 0; i < count; ++i) {
-        T* at = plane + chunk.at[i];
-        const T value = widen(g[i]);
-        if (all || owns(chunk.row[i])) at[0] += chunk.nw[i] * value, at[to.east] += chunk.ne[i] * value;
-        if (all || owns(chunk.row[i] + below))
-          at[to.south] += chunk.sw[i] * value, at[to.south + to.east] += chunk.se[i] * value;
+      const S* from = grad + (n * s.c + c) * s.plane() + y * s.w + x;
+      for (int i = 0; i < count; i += kWide<T>) __builtin_prefetch(from + i + 2 * s.w);
+      for (int i = 0; i < count; ++i) g[i + 1] = widen(from[i]);
+      for (int r = 0; r < runs.number; ++r) {
+        const int first = runs.begin[r], last = runs.begin[r + 1] - 1;
+        T* at = plane + chunk.at[first] - first;  // a run's samples are in one row
+        if (owns(chunk.row[first])) runs.add(at, steps, first, last, chunk.nw, runs.ne_before, chunk.ne[last], g);
+        if (owns(chunk.row[first] + below))
+          runs.add(at + steps.south, steps, first, last, chunk.sw, runs.se_before, chunk.se[last], g);
       }
     }
   }
 
-  void channels_last(const Chunk<T>& chunk, bool all, int64_t n, int64_t y, int64_t x, int count) const {
-    const Steps to = steps_of(dense(d_image, s, layout), s);
-    const int32_t below = s.h > 1;
+  void channels_last(const Chunk<T>& chunk, int64_t n, int64_t y, int64_t x, int count) const {
     T* image = d_image + n * s.c * s.plane();
     for (int i = 0; i < count; ++i) {
       const S* g = grad + ((n * s.h + y) * s.w + x + i) * s.c;
       T* at = image + chunk.at[i];
-      const bool north = all || owns(chunk.row[i]), south = all || owns(chunk.row[i] + below);
+      const bool north = owns(chunk.row[i]), south = owns(chunk.row[i] + below);
       const T nw = chunk.nw[i], ne = chunk.ne[i], sw = chunk.sw[i], se = chunk.se[i];
       for_each_channels<S>(s.c, [&]<int K>(int64_t c) {
         const Lanes<T, K> value = load<K>(g + c);
         const auto add = [&](T* sample, T weight) { store<K>(sample, load<K>(sample) + weight * value); };
-        if (north) add(at + c, nw), add(at + to.east + c, ne);
-        if (south) add(at + to.south + c, sw), add(at + to.south + to.east + c, se);
+        if (north) add(at + c, nw), add(at + steps.east + c, ne);
+        if (south) add(at + steps.south + c, sw), add(at + steps.south + steps.east + c, se);
       });
     }
   }
@@ -157,13 +192,17 @@ void image_gradient(Layout layout, const Inputs<Sources, S>& in, int source, con
 
   std::vector<Reach> reach(s.n * s.h * chunks);
   torch::stable::parallel_for(0, s.n * s.h, 16, [&](int64_t begin, int64_t end) {
-    Chunk<T> chunk;
+    T copy[kChunk];
     for (int64_t k = begin * chunks; k < end * chunks; ++k) {
-      const int64_t row = k / chunks, x = k % chunks * kChunk;
+      const int64_t n = k / chunks / s.h, y = k / chunks % s.h, x = k % chunks * kChunk;
       const int count = static_cast<int>(std::min<int64_t>(kChunk, s.w - x));
-      locate<true>(chunk, flow, target, s, row / s.h, row % s.h, x, count);
-      const auto [first, last] = std::minmax_element(chunk.row, chunk.row + count);
-      reach[k] = {*first, *last + below};
+      const T* v = row_of(flow, n, 1, y, x, count, copy);
+      int32_t first = s.h, last = 0;
+      for (int i = 0; i < count; ++i) {
+        const int32_t row = tap<T>(y, v[i], s.h).lo;
+        first = std::min(first, row), last = std::max(last, row);
+      }
+      reach[k] = {first, last + below};
     }
   });
 
@@ -178,14 +217,13 @@ void image_gradient(Layout layout, const Inputs<Sources, S>& in, int source, con
         if (reach[k].first >= band.end || reach[k].last < band.begin) continue;
         const int64_t y = k / chunks - n * s.h, x = k % chunks * kChunk;
         const int count = static_cast<int>(std::min<int64_t>(kChunk, s.w - x));
-        const bool all = reach[k].first >= band.begin && reach[k].last < band.end;
         locate<false>(chunk, flow, target, s, n, y, x, count);
         if constexpr (Sources == 2) {
           mix(mask, n, y, x, count, share[0], share[1]);
           chunk.scale(share[source], count);
         }
-        layout == Layout::planar ? band.planar(chunk, all, n, y, x, count)
-                                 : band.channels_last(chunk, all, n, y, x, count);
+        layout == Layout::planar ? band.planar(chunk, n, y, x, count)
+                                 : band.channels_last(chunk, n, y, x, count);
       }
     }
   });
