@@ -1,6 +1,9 @@
 // Inference between the convolutions on a CPU: rows of pixels to threads. The mathematics is in fused_math.h.
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "fused.h"
 #include "lanes.h"
 
@@ -28,11 +31,32 @@ const char* FusedCpu::assemble(const Pair& in, const Recipe& recipe, S* out, voi
   return nullptr;
 }
 
+// add_change, a row at a time: first between two rows of the answer, then between the columns of that.
 template <typename S>
 const char* FusedCpu::add_upsampled(const Change<S>& change, int32_t factor, float* state, int32_t n, int32_t h,
                                     int32_t w, void*) {
-  for_each_row(int64_t{n} * h, [=](int64_t row) {
-    for (int32_t x = 0; x < w; ++x) add_change(change, factor, row / h, row % h, x, state + (row * w + x) * kState);
+  const int32_t source_h = change.height(), source_w = change.width();
+  std::vector<Tap<float>> columns(w);
+  for (int32_t x = 0; x < w; ++x) columns[x] = upsample_tap(x, factor, source_w);
+  torch::stable::parallel_for(0, int64_t{n} * h, kGrain, [&](int64_t begin, int64_t end) {
+    std::vector<float> between((source_w + 1) * kState);
+    for (int64_t row = begin; row < end; ++row) {
+      const int32_t image = row / h;
+      const auto ty = upsample_tap(row % h, factor, source_h);
+      const int32_t next = ty.lo + (ty.lo + 1 < source_h);
+      for (int32_t x = 0; x < source_w; ++x)
+        for (int c = 0; c < kState; ++c) {
+          const float above = change.at(image, c, ty.lo, x), below = change.at(image, c, next, x);
+          between[x * kState + c] = (c < kMask ? factor : 1) * (above + ty.w * (below - above));
+        }
+      // One more, so that the last column has a neighbour like any other.
+      std::copy_n(&between[(source_w - 1) * kState], kState, &between[source_w * kState]);
+      float* to = state + row * w * kState;
+      for (int32_t x = 0; x < w; ++x) {
+        const float* from = &between[columns[x].lo * kState];
+        for (int c = 0; c < kState; ++c) to[x * kState + c] += from[c] + columns[x].w * (from[kState + c] - from[c]);
+      }
+    }
   });
   return nullptr;
 }
