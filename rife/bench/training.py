@@ -47,8 +47,8 @@ LEARNT_SIZE, LEARNT_STRIDE = (320, 192), 5
 UNSEEN = "toflow_low_resolution"
 GOAL = 38.0  # dB
 RECIPES = {  # for the full width; what is not named here is the paper's
-    "overfit": {"steps": 3000, "batch": 8, "augment": False, "learning_rate": 6e-4},
-    "unseen": {"steps": 4000, "batch": 16, "learning_rate": 6e-4},
+    "overfit": {"steps": 5000, "batch": 8, "augment": False, "learning_rate": 6e-4},
+    "unseen": {"steps": 5000, "batch": 16, "learning_rate": 6e-4},
 }
 
 

@@ -246,6 +246,18 @@ def test_runs_that_cannot_go_on(triplets, tmp_path):
         Trainer(config, triplets, CPU._replace(world=3))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faults_of_the_data_are_one_line_also_out_of_workers(triplets, tmp_path, workers):
+    with pytest.raises(UserError, match=r"^00001/000\d is 64x64, smaller than the crop of 96; choose a smaller crop$"):
+        train(recipe("paper", **SMALL | {"crop": 96}, steps=1), triplets, tmp_path, device="cpu", workers=workers)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(triplets, tmp_path):
+    with pytest.raises(UserError, match="the loss is nan at step 2; choose a lower --learning-rate"):
+        train(recipe("paper", **SMALL, steps=2, learning_rate=1e30), triplets, tmp_path, device="cpu")
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_rifem_learns_from_septuplets(tmp_path):
     root = make_set(tmp_path / "set", length=7)
     figures = train(recipe("rifem", **SMALL, steps=2), root, tmp_path / "run", device="cpu")

@@ -14,6 +14,7 @@ import json
 import math
 import pickle
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -164,13 +165,13 @@ class Trainer:
         self.losses = torch.zeros(len(Losses._fields), device=place.device)  # sums since they were last logged
         self.losses_of = 0  # steps in these sums
 
-    def batches(self) -> DataLoader:
+    def batches(self) -> Iterator[Sample]:
         """The batches from the present step to the last: this process's share of each."""
         config, place = self.config, self.place
         samples = TrainingSamples(self.sequences, config.crop, config.seed, config.augment)
         steps = range(self.step, self.total)
         draws = Draws(len(self.sequences), config.batch, steps, config.seed, place.rank, place.world)
-        return loader(samples, place, self.workers, batch_sampler=draws)
+        return read(samples, place, self.workers, batch_sampler=draws)
 
     def update(self, batch: Sample) -> None:
         """One step of the algorithm."""
@@ -247,7 +248,7 @@ def validate(model: Rife, samples: ValidationSamples, place: Place, workers: int
     mine = range(place.rank, len(samples), place.world)
     sums = torch.zeros(3, dtype=torch.float64)
     multiple = model.padding_multiple()
-    for sample in loader(samples, place, workers, sampler=mine, batch_size=None):
+    for sample in read(samples, place, workers, sampler=mine, batch_size=None):
         img0, img1, gt, t = on_device(Sample(*(x[None] for x in sample)), place.device)
         h, w = gt.shape[-2:]
         pad = (0, -w % multiple, 0, -h % multiple)
@@ -258,10 +259,17 @@ def validate(model: Rife, samples: ValidationSamples, place: Place, workers: int
     return {"val_psnr": own / count, "val_average": average / count}
 
 
-def loader(samples: Dataset, place: Place, workers: int, **options: object) -> DataLoader:
-    """Reads samples, in processes of its own where there are workers."""
+def read(samples: Dataset, place: Place, workers: int, **options: object) -> Iterator[Sample]:
+    """What a DataLoader reads, in processes of its own where there are workers.
+
+    Raises:
+        UserError: of the samples, without the worker's traceback that PyTorch puts around it.
+    """
     pin = place.device.type == "cuda"
-    return DataLoader(samples, num_workers=workers, worker_init_fn=leave_signals, pin_memory=pin, **options)
+    try:
+        yield from DataLoader(samples, num_workers=workers, worker_init_fn=leave_signals, pin_memory=pin, **options)
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def train(
@@ -289,7 +297,7 @@ def train(
         The last figures: step, val_psnr and val_average in dB, best, seconds.
 
     Raises:
-        UserError: data, run folder or checkpoint do not fit.
+        UserError: data, run folder or checkpoint do not fit, or the loss is no number any more.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; what was learnt by then is saved.
     """
     with joined(device) as place, stop_requests() as stop_asked:
@@ -311,6 +319,8 @@ def train(
             bar.update()
             if step % LOG_EVERY == 0 or last:
                 figures |= trainer.mean_losses()
+                if not math.isfinite(figures["loss"]):
+                    raise UserError(f"the loss is {figures['loss']} at step {step}; choose a lower --learning-rate")
                 bar.set_postfix({name: f"{figures[name]:.4g}" for name in ("loss", "val_psnr") if name in figures})
                 if log:
                     rate = learning_rate(config, step - 1, trainer.total)
