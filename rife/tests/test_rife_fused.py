@@ -195,6 +195,21 @@ def test_prepared_is_the_plain_network(device, config, ensemble):
 
 
 @pytest.mark.skipif(ON_CPU_THREADS, reason="minutes with a thread for each pixel")
+@pytest.mark.parametrize("config", [V4_0, V4_6], ids=lambda c: c.name)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near_the_whole(device, config, precision):
+    if precision == "float16" and device.type == "cpu":
+        pytest.skip("a processor's half precision is bfloat16")
+    side = config.padding
+    frames = [frame[0] for frame in scene(device, height=side, width=side)[0]]
+    whole, half = (
+        Interpolator([(random_model(config), Member(""))], device=device, precision=name).between(*frames, [0.4])
+        for name in ("float32", precision)
+    )
+    assert (whole - half).square().mean().sqrt() < 0.02
+
+
+@pytest.mark.skipif(ON_CPU_THREADS, reason="minutes with a thread for each pixel")
 def test_wide_motion_starts_anew_for_those_times_that_need_it(device):
     model = random_model(V4_0)
     torch.nn.init.normal_(model.blocks[1].head[0].weight, std=4)

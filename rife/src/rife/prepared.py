@@ -172,7 +172,9 @@ class _Layer:
         self.weight = weight.to(device, dtype, memory_format=torch.channels_last)
         bias = conv.bias.detach().to(device, torch.float32)
         outputs = bias.shape[0]
-        self.slope = None
+        self.slope, self.leaky = None, None
+        if isinstance(slope, float) and device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+            self.leaky = slope  # oneDNN takes it along
         if slope is not None:
             full = torch.full((outputs,), slope) if isinstance(slope, float) else slope.detach().float()
             self.slope = full.to(device)
@@ -181,6 +183,12 @@ class _Layer:
         self.bias = None if self.late_bias is not None else bias.to(dtype)
 
     def __call__(self, x: Tensor, *, before: Tensor | None = None, after: Tensor | None = None) -> Tensor:
+        if self.leaky is not None and before is None:
+            where = [1, 1], list(self.stride), [1, 1]
+            y = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *where, 1, "leaky_relu", [self.leaky], ""
+            )
+            return y.contiguous(memory_format=torch.channels_last)
         if self.transposed:
             y = F.conv_transpose2d(x, self.weight, self.bias, self.stride, 1)
         else:
@@ -204,8 +212,11 @@ class _Block:
         self.shuffle = block.style.shuffle
         self.grow = int(block.style.shrink)
         self.stem = [_layer(pair, device, dtype) for pair in block.stem]
+        # The identity fits into the weights where they hold 1 + w without rounding w away.
+        self.folded = self.residual and device.type == "cpu" and dtype == torch.float32
         if self.residual:
-            self.body = [_Layer(_scaled(part.conv, part.beta), 0.2, device, dtype) for part in block.body]
+            parts = [(_scaled(part.conv, part.beta, self.folded), 0.2) for part in block.body]
+            self.body = [_Layer(conv, slope, device, dtype) for conv, slope in parts]
         else:
             self.body = [_layer(pair, device, dtype) for pair in block.body]
         self.head = _Layer(block.head[0], None, device, dtype)
@@ -216,7 +227,7 @@ class _Block:
             x = layer(x)
         if self.residual:
             for layer in self.body:
-                x = layer(x, before=x)
+                x = layer(x) if self.folded else layer(x, before=x)
         else:
             first = x
             for layer in self.body[:-1]:
@@ -231,11 +242,13 @@ class _Block:
         return torch.cat([flow1, flow0, -mask, rest], 1).contiguous(memory_format=torch.channels_last)
 
 
-def _scaled(conv: nn.Conv2d, beta: Tensor) -> nn.Conv2d:
-    """``conv(x) * beta`` as one convolution."""
+def _scaled(conv: nn.Conv2d, beta: Tensor, identity: bool) -> nn.Conv2d:
+    """``conv(x) * beta``, or ``conv(x) * beta + x``, as one convolution."""
     out = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1)
     out.weight.data = conv.weight.detach() * beta.detach().view(-1, 1, 1, 1)
     out.bias.data = conv.bias.detach() * beta.detach().view(-1)
+    if identity:
+        out.weight.data[:, :, 1, 1] += torch.eye(conv.in_channels)
     return out
 
 
