@@ -88,8 +88,12 @@ def digest(path: Path) -> list[tuple[str, bytes]]:
     return [(file.name if path.is_dir() else "", file.read_bytes()) for file in files]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("output", "kills"), [("out.mp4", 10), ("out", 3)])
+LONG = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("output", "kills"), [("out.mkv", 2), pytest.param("out.mp4", 10, marks=LONG), pytest.param("out", 3, marks=LONG)]
+)
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(tmp_path, averaging, starter, output, kills):
     make_clip(tmp_path / "in.mkv", 50, audio="aac", chapters=True)
     command = ["in.mkv", "--fps", 60, "--weights", averaging, "--device", "cpu", "--threads", 1, "--resume", "--json"]

@@ -268,7 +268,11 @@ def default_output(path: Path, fps: Fraction) -> Path:
 
 
 def check_output(output: Path, source: Path, overwrite: bool, to_video: bool) -> None:
-    """UserError if the output is the input, or exists and may not be replaced."""
+    """UserError if the output is the input, or exists and may not be replaced, or is a terminal."""
+    if str(output) == "-":
+        if sys.stdout.isatty():
+            raise UserError("standard output is a terminal, which shows no video; pipe it into a program")
+        return
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"{output} is the input itself; name another output with -o")
     if not to_video:

@@ -55,6 +55,7 @@ class Muxer:
         start: time of the video's tick 0, in seconds; None takes the source's.
         audio: keep audio streams.
         stretch: factor by which the video got longer; chapters and copied packets follow it.
+        name: of the file, in messages; None takes ``path``.
 
     Attributes:
         left_out: a sentence for each stream that the container cannot hold.
@@ -74,8 +75,9 @@ class Muxer:
         start: Fraction | None = None,
         audio: bool = True,
         stretch: Fraction = Fraction(1),
+        name: Path | str | None = None,
     ):
-        self.path, self.stretch = path, stretch
+        self.name, self.stretch = "standard output" if str(path) == "-" else str(name or path), stretch
         self.format = container or container_of(path)
         self.left_out: list[str] = []
         self.problems: Counter[str] = Counter()
@@ -86,10 +88,10 @@ class Muxer:
         self._time_base, self._offset = _exact_base(encoder.time_base, self._start)
         self._copies: dict[int, av.stream.Stream] = {}
         self._ends: dict[int, int] = {}
-        name = "pipe:1" if str(path) == "-" else f"file:{path}"
+        place = "pipe:1" if str(path) == "-" else f"file:{path}"
         source_tags = reader.container.metadata if reader else {}
         self.container = av.open(
-            name,
+            place,
             "w",
             format=self.format,
             container_options=_options(self.format, source_tags, self._starts(reader)),
@@ -225,7 +227,7 @@ class Muxer:
     def _cannot_write(self, error: OSError) -> OSError | UserError:
         if isinstance(error, BrokenPipeError):
             return error  # the reader has had enough: no fault
-        return UserError(f"cannot write {self.path}: {error.strerror or error}; choose a place with room and rights")
+        return UserError(f"cannot write {self.name}: {error.strerror or error}; choose a place with room and rights")
 
 
 def _exact_base(tick: Fraction, start: Fraction) -> tuple[Fraction, int]:

@@ -160,6 +160,8 @@ class VideoReader:
         # Tags that are no UTF-8 come back as the same bytes.
         options = {"metadata_errors": "surrogateescape"}
         if str(path) == "-":
+            if sys.stdin.isatty():
+                raise UserError("standard input is a terminal; pipe a video into it, such as ffmpeg's y4m")
             source: object = sys.stdin.buffer
             options["buffer_size"] = 1 << 20
         else:

@@ -108,8 +108,7 @@ def work_folder(path: Path, frames: int, origin: dict[str, object]) -> Iterator[
             if change:
                 raise UserError(f"--resume cannot go on: {change}; put it back, or delete {path} to start anew")
         else:
-            with atomic_path(note) as part:
-                part.write_text(json.dumps(origin, indent=1))
+            _write_down(note, origin)
         folder = WorkFolder(path, frames)
         folder.clear_traces()
         yield folder
@@ -118,6 +117,14 @@ def work_folder(path: Path, frames: int, origin: dict[str, object]) -> Iterator[
 def remove(folder: Path) -> None:
     """Delete a work folder."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_down(note: Path, origin: dict[str, object]) -> None:
+    try:
+        with atomic_path(note) as part:
+            part.write_text(json.dumps(origin, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write {note}: {error.strerror}; make room, or choose another place") from error
 
 
 def _difference(before: dict, now: dict) -> str | None:

@@ -202,7 +202,12 @@ class ImageSink:
         """Images have no place for sound or subtitles."""
 
     def _write(self, index: int, array: np.ndarray) -> None:
-        write_image(self._path(index), array)
+        try:
+            write_image(self._path(index), array)
+        except OSError as error:
+            raise UserError(
+                f"cannot write frame {index}: {error.strerror}; make room, or choose another place"
+            ) from error
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:08d}{self.suffix}"

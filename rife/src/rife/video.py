@@ -129,7 +129,7 @@ def video_sink(
     choice = choose_encoder(options, source.info, container_of(output))
     with _begun(output) as part:
         encoder = VideoEncoder(choice, source.info, fps)
-        muxer = Muxer(part, encoder, source.reader, audio=slowmo == 1, stretch=slowmo)
+        muxer = Muxer(part, encoder, source.reader, audio=slowmo == 1, stretch=slowmo, name=output)
         report.output |= {"codec": choice.codec, "encoder": choice.encoder, "pix_fmt": choice.spec.pix_fmt}
         file = WholeFile(encoder, muxer)
         try:
