@@ -165,11 +165,39 @@ struct Band {
     }
   }
 
+  // Channels last, of few channels: a pixel's eastern shares wait for the next one, which mostly samples there.
+  template <int C>
+  void few_channels_last(const Chunk<T>& chunk, int64_t n, int64_t y, int64_t x, int count) const {
+    T* image = d_image + n * C * s.plane();
+    const S* g = grad + ((n * s.h + y) * s.w + x) * C;
+    T north[C] = {}, south[C] = {};
+    for (int i = 0; i < count; ++i, g += C) {
+      T* at = image + chunk.at[i];
+      prefetch_rows_ahead(at, steps);
+      const bool owns_north = owns(chunk.row[i]), owns_south = owns(chunk.row[i] + below);
+      const bool last = i + 1 == count || chunk.at[i + 1] != chunk.at[i] + C;
+      T value[C];
+      for (int c = 0; c < C; ++c) value[c] = widen(g[c]);
+      if (owns_north)
+        for (int c = 0; c < C; ++c) at[c] += chunk.nw[i] * value[c] + north[c];
+      if (owns_south)
+        for (int c = 0; c < C; ++c) at[steps.south + c] += chunk.sw[i] * value[c] + south[c];
+      for (int c = 0; c < C; ++c) north[c] = chunk.ne[i] * value[c], south[c] = chunk.se[i] * value[c];
+      if (!last) continue;
+      for (int c = 0; c < C; ++c) {
+        if (owns_north) at[steps.east + c] += north[c];
+        if (owns_south) at[steps.south + steps.east + c] += south[c];
+        north[c] = south[c] = 0;
+      }
+    }
+  }
+
   void channels_last(const Chunk<T>& chunk, int64_t n, int64_t y, int64_t x, int count) const {
     T* image = d_image + n * s.c * s.plane();
     for (int i = 0; i < count; ++i) {
       const S* g = grad + ((n * s.h + y) * s.w + x + i) * s.c;
       T* at = image + chunk.at[i];
+      prefetch_rows_ahead(at, steps);
       const bool north = owns(chunk.row[i]), south = owns(chunk.row[i] + below);
       const T nw = chunk.nw[i], ne = chunk.ne[i], sw = chunk.sw[i], se = chunk.se[i];
       for_each_channels<S>(s.c, [&]<int K>(int64_t c) {
@@ -222,8 +250,12 @@ void image_gradient(Layout layout, const Inputs<Sources, S>& in, int source, con
           mix(mask, n, y, x, count, share[0], share[1]);
           chunk.scale(share[source], count);
         }
-        layout == Layout::planar ? band.planar(chunk, n, y, x, count)
-                                 : band.channels_last(chunk, n, y, x, count);
+        if (layout == Layout::planar)
+          band.planar(chunk, n, y, x, count);
+        else if (s.c == 3)
+          band.template few_channels_last<3>(chunk, n, y, x, count);
+        else
+          band.channels_last(chunk, n, y, x, count);
       }
     }
   });
