@@ -158,6 +158,18 @@ def test_only_what_is_missing_is_made(run, interrupted, calls):
     assert (report["originals"], report["interpolated"], report["held"]) == (20, 19, 1)
 
 
+def test_tiles_and_batches_are_those_of_the_start(run, interrupted, monkeypatch):
+    seen = []
+    plain = Interpolator.from_file
+    monkeypatch.setattr(Interpolator, "from_file", lambda *a, **how: seen.append(how["memory"]) or plain(*a, **how))
+    monkeypatch.setattr(segmented, "free_memory", lambda _: 10**6)
+    at_start = float((interrupted / "memory").read_text())
+    run("in.mp4", "--resume", "-o", "out.mp4")
+    assert seen == [int(at_start * 1e9)]
+    run("in.mp4", "--resume", "-o", "other.mp4")
+    assert seen[1] == 500_000
+
+
 def test_without_resume_nothing_is_left_behind(run, tmp_path, calls):
     make_clip(tmp_path / "in.mp4", 20)
     calls.limit = 12

@@ -255,7 +255,7 @@ def _options(container: str, tags: dict[str, str], starts: list[Fraction]) -> di
             options["movie_timescale"] = str(scale if scale <= _MAX_TIMESCALE else 1_000_000)
         return options
     if container in ("matroska", "webm"):
-        return {"default_mode": "passthrough"}
+        return {"default_mode": "passthrough", "fflags": "+bitexact"}  # no random identifiers: same input, same bytes
     return {"strict": "-1"}  # y4m of more than 8 bits is an extension, which all readers of it know
 
 

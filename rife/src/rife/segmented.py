@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from papershelf.files import atomic_path
 
 from rife import workers
 from rife.encoder import EncoderChoice, VideoEncoder, choose_encoder
+from rife.interpolator import device_named
 from rife.muxer import Muxer, container_of
 from rife.origin import origin_of
 from rife.pipeline import Sink, Stopped
 from rife.reader import Copied, VideoReader
-from rife.segments import SECONDS, SegmentedVideo, WorkFolder, remove, stored_packets, work_folder
+from rife.segments import SECONDS, SegmentedVideo, WorkFolder, remove, stored_packets, work_folder, write_whole
 from rife.sequence import ImageSink
+from rife.tiling import SHARE, free_memory
 from rife.timeline import slowed
 from rife.video import VideoSink, partial_name
 
@@ -42,6 +46,7 @@ def run(job: Job, report: Report) -> None:
     path = job.output.with_name(f".{job.output.name}.resume")
     with work_folder(path, frames, origin_of(job, choice, frames)) as folder:
         try:
+            job = _with_memory_of_the_start(job, folder)
             with job.progress(folder.frames_kept()) as bar:
                 if len(job.devices) > 1:
                     workers.run(job, folder.path, report, bar.update)
@@ -71,8 +76,20 @@ def encoder_choice(job: Job) -> EncoderChoice | None:
 
 def make(job: Job, folder: WorkFolder, report: Report, on_frame: Callable[[], object]) -> None:
     """Make the segments that are missing and that no other process is at."""
+    # cuDNN may take sums in another order from run to run otherwise.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     with _sink(job, folder) as sink:
         job.render(sink, report, on_frame)
+
+
+def _with_memory_of_the_start(job: Job, folder: WorkFolder) -> Job:
+    """The job with the memory that was free when the work began: the last bits depend on tiles and batches."""
+    if job.options.memory is not None:
+        return job
+    if not folder.memory.exists():
+        free = min(free_memory(device_named(name)) for name in job.devices)
+        write_whole(folder.memory, str(SHARE * free / len(job.devices) / 1e9))
+    return replace(job, options=replace(job.options, memory=float(folder.memory.read_text())))
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class WorkFolder:
         """Where images lie, by their final names."""
         return self.path / "frames"
 
+    @property
+    def memory(self) -> Path:
+        """A note of the memory in GB that the networks may take."""
+        return self.path / "memory"
+
     def packets(self, segment: int) -> Path:
         """The file of a video's segment; it is there when the segment is whole."""
         return self.path / f"{segment:06d}.packets"
@@ -108,7 +113,7 @@ def work_folder(path: Path, frames: int, origin: dict[str, object]) -> Iterator[
             if change:
                 raise UserError(f"--resume cannot go on: {change}; put it back, or delete {path} to start anew")
         else:
-            _write_down(note, origin)
+            write_whole(note, json.dumps(origin, indent=1))
         folder = WorkFolder(path, frames)
         folder.clear_traces()
         yield folder
@@ -119,10 +124,11 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_down(note: Path, origin: dict[str, object]) -> None:
+def write_whole(note: Path, text: str) -> None:
+    """Write a small file of a work folder; UserError where there is no room."""
     try:
         with atomic_path(note) as part:
-            part.write_text(json.dumps(origin, indent=1))
+            part.write_text(text)
     except OSError as error:
         raise UserError(f"cannot write {note}: {error.strerror}; make room, or choose another place") from error
 
