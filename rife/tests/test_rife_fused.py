@@ -235,7 +235,7 @@ def test_what_can_be_prepared():
 def test_neighbouring_pairs_share_a_frame(device):
     if ON_CPU_THREADS:
         pytest.skip("minutes with a thread for each pixel")
-    interpolator = Interpolator([(random_model(V4_0), Member(""))], device=device)
+    interpolator = Interpolator([(random_model(V4_0), Member(""))], device=device, precision="float32")
     a, b = (frame[0] for frame in scene(device, height=128, width=128)[0])
     c = a.flip(-1)
     network = interpolator.networks[0][0]
