@@ -33,9 +33,10 @@ def test_builds_once_and_then_finds_what_was_built(sources, monkeypatch):
     library = built.library("require")
     assert library.is_file()
     assert [file.name for file in library.parent.iterdir()] == [library.name]  # nothing is left lying about
-    monkeypatch.setenv("CXX", "c++")  # part of the key: the same name would be found otherwise
-    assert kernels(sources).library("require") != library
-    monkeypatch.delenv("CXX")
+    for name, value in {"CXX": "c++", "PAPERSHELF_CXXFLAGS": "-g"}.items():  # parts of the key
+        monkeypatch.setenv(name, value)
+        assert kernels(sources).library("require") != library
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", "")  # no compiler from here on
     assert kernels(sources).load("cpu")
     assert not kernels(sources).load("meta")
