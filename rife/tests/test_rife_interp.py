@@ -327,3 +327,16 @@ def test_the_threshold_in_the_help_is_the_detectors():
     from rife import cli, cuts
 
     assert cli.CUT_THRESHOLD == cuts.THRESHOLD
+
+
+def test_overlays_stay_where_they_are(run, tmp_path):
+    """A bright bar stands still over a pattern that moves; the averaging network leaves it alone anyway."""
+    frames = []
+    for k in range(8):
+        frame = smooth_frame("yuv420p", 96, 64, 2 * k)
+        planes(frame)[0][10:20, 20:70] = 235
+        frames.append(frame)
+    source = make_clip(tmp_path / "in.mkv", frames, codec="ffv1", size=(96, 64))
+    report = run(source, "--fps", 50, "--codec", "ffv1", "--lock-overlays", "-o", "out.mkv")
+    assert report["interpolated"] == 7
+    assert all((planes(made.frame)[0][12:18, 24:66] == 235).all() for made in frames_of(tmp_path / "out.mkv"))

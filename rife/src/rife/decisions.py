@@ -34,12 +34,14 @@ class DecisionOptions:
         cut_threshold: score from which a pair is a cut; higher finds fewer.
         cut_list: file that says where the cuts are, instead of looking for them.
         dedup: interpolate animation on twos and threes between its drawings.
+        lock_overlays: keep what is laid over the picture (logos, subtitles) from wobbling.
     """
 
     cut: str = "hold"
     cut_threshold: float = THRESHOLD
     cut_list: Path | None = None
     dedup: bool = False
+    lock_overlays: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rife.cuts import THRESHOLD
 from rife.decisions import DecisionOptions
 from rife.encoder import EncodeOptions
 from rife.interpolator import MODES, Interpolator, device_named, usual_scale
+from rife.preview import FASTEST_GIF, PREVIEW_SUFFIXES, preview_sink
 from rife.report import Report
 from rife.sequence import ImageSource, check_free, image_sink
 from rife.timeline import Timeline, parse_factor, parse_rate
@@ -51,6 +52,7 @@ class Options:
     cut_threshold: float = THRESHOLD
     cut_list: Path | None = None
     dedup: bool = False
+    lock_overlays: bool = False
     output: Path | None = None
     overwrite: bool = False
     codec: str | None = None
@@ -59,6 +61,7 @@ class Options:
     pix_fmt: str | None = None
     image_format: str | None = None
     hardware: str = "off"
+    preview_size: int = 640
     resume: bool = False
     device: str = "auto"  # or several: "cuda:0,cuda:1"
     threads: int | None = None
@@ -71,7 +74,7 @@ class Job:
     options: Options
     source: VideoSource | ImageSource
     output: Path
-    kind: str  # of output: "video" or "images"
+    kind: str  # of output: "video", "preview" or "images"
     timeline: Timeline
     slowmo: Fraction
     encode: EncodeOptions
@@ -156,7 +159,7 @@ class Job:
             _keep_freed_memory()
         report.settings["device"] = str(interpolator.device)
         o = self.options
-        decisions = DecisionOptions(o.cut, o.cut_threshold, o.cut_list, o.dedup)
+        decisions = DecisionOptions(o.cut, o.cut_threshold, o.cut_list, o.dedup, o.lock_overlays)
         pipeline.run(
             self.source,
             sink,
@@ -179,6 +182,12 @@ class Job:
     def _sink(self, report: Report) -> AbstractContextManager[pipeline.Sink]:
         if self.kind == "video":
             return video_sink(self.output, self.source, self.timeline.fps, self.encode, self.slowmo, report)
+        if self.kind == "preview":
+            if parse_rate(self.options.fps, self.source.rate) > self.timeline.fps:
+                report.warnings.append(
+                    f"GIF viewers show {FASTEST_GIF} frames a second at most; WebP has no such limit"
+                )
+            return preview_sink(self.output, self.source, self.timeline.fps, self.options.preview_size, report)
         return image_sink(self.output, self.image_suffix, self.source.dtype, self.source.channels)
 
     def new_report(self) -> Report:
@@ -206,9 +215,12 @@ def plan(options: Options) -> Job:
             raise UserError(f"{options.input} states no frame rate to multiply: give --fps frames a second")
         fps = parse_rate(options.fps, source.rate)
         output = options.output or default_output(options.input, fps)
-        kind = "video" if is_video_name(output) else "images"
-        check_output(output, options.input, options.overwrite, kind == "video")
+        kind = kind_of(output)
+        check_output(output, options.input, options.overwrite, kind != "images")
         check_segments(options, output)
+        if kind == "preview":
+            check_preview(options)
+            fps = min(fps, FASTEST_GIF) if output.suffix.lower() == ".gif" else fps
         return Job(options, source, output, kind, Timeline(fps, source.start), slowmo, encode_options(options))
     except BaseException:
         source.close()
@@ -237,6 +249,8 @@ def check_segments(options: Options, output: Path) -> None:
         raise UserError(f"{what} reads the input more than once; save standard input to a file first")
     if str(output) == "-" or output.suffix.lower() == ".y4m":
         raise UserError(f"{what} does not go with uncompressed y4m; name an output like out.mkv")
+    if kind_of(output) == "preview":
+        raise UserError(f"{what} does not go with a preview; name a video or a folder")
 
 
 def open_source(path: Path, input_fps: str | None) -> VideoSource | ImageSource:
@@ -246,6 +260,20 @@ def open_source(path: Path, input_fps: str | None) -> VideoSource | ImageSource:
             raise UserError("--input-fps is for folders of images; a video says itself when its frames are shown")
         return VideoSource(path)
     return ImageSource(path, parse_rate(input_fps) if input_fps else IMAGE_RATE)
+
+
+def kind_of(output: Path) -> str:
+    """What an output's name means: "video", "preview" or "images"; UserError if none of these."""
+    if output.suffix.lower() in PREVIEW_SUFFIXES:
+        return "preview"
+    return "video" if is_video_name(output) else "images"
+
+
+def check_preview(options: Options) -> None:
+    """UserError where a preview is asked for what only a video has."""
+    for name in ("codec", "crf", "preset", "pix_fmt"):
+        if getattr(options, name) is not None:
+            raise UserError(f"a GIF or WebP preview takes no --{name.replace('_', '-')}; leave it out, or name a video")
 
 
 def is_video_name(output: Path) -> bool:

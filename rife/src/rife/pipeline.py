@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rife.decisions import Decider, DecisionOptions, Pair, as_record
+from rife.overlays import OverlayTracker, lock_overlay
 from rife.reader import Copied
 from rife.timeline import Slot, Timeline, slowed
 
@@ -194,6 +195,7 @@ class _Renderer:
         self.interpolator, self.timeline, self.report, self.wants = interpolator, timeline, report, wants
         self.decider = Decider(decisions)
         self.at_cuts = decisions.cut
+        self.overlays = OverlayTracker() if decisions.lock_overlays else None
 
     def items(self, events: _Channel) -> Iterator[_Original | _New | Copied]:
         """The output frames in order, and in between the packets to copy."""
@@ -219,6 +221,7 @@ class _Renderer:
     def _between(self, pair: Pair) -> Iterator[_Original | _New]:
         a, b = pair.left, pair.right
         slots = self.timeline.between(a.time, b.time)
+        laid_over = self.overlays.mask(a.rgb, b.rgb) if self.overlays else None
         if pair.apart:
             self.report.cuts.append(as_record(pair))
         if pair.kind == "equal":
@@ -244,6 +247,8 @@ class _Renderer:
                 frames = torch.stack([torch.lerp(a.rgb, b.rgb, float(t)) for t in alphas])
             else:
                 frames = self.interpolator.between(a.rgb, b.rgb, alphas).cpu()
+                if laid_over is not None:
+                    frames = lock_overlay(frames, a.rgb, b.rgb, alphas, laid_over)
         for slot, rgb in itertools.compress(zip(new, frames, strict=True), wanted):
             # Transparency moves too little to deserve a flow: it is mixed.
             alpha = None if a.alpha is None else torch.lerp(a.alpha, b.alpha, float(slot.alpha))
