@@ -2,7 +2,7 @@
 
 What is laid over a moving picture stands still, but a network that sees the background move takes the
 writing along. So a pixel that has been the same over the last pairs, is the same now, and lies at an edge
-that stands still too is taken from the two given frames and not from the network. Around it the network
+that has been there all the time is taken from the two given frames and not from the network. Around it the network
 has torn pieces of writing out of place; there, and only where it can be seen to have failed on the writing
 itself, the given frames are mixed as well. Where nothing is laid over, both rules change next to nothing:
 a pixel that stands still is what the network should return too.
@@ -22,6 +22,8 @@ SAME, DIFFERENT = 6 / 255, 16 / 255  # of the channel that differs most; coded w
 EDGE, CLEAR_EDGE = 0.08, 0.15  # steps between neighbouring pixels that make an edge
 CELL = 3  # pixels; what shares a cell with an edge, or touches such a cell, is at the edge
 FEW, ENOUGH = 1, 3  # pairs that a pixel must have been still for: not trusted before, trusted fully from
+NEW = 0.3  # weight of the latest pair in what is known of edges
+SOMETIMES, MOSTLY = 0.5, 0.8  # an arm that passes a wall also makes an edge beside still pixels, but not for long
 LONG = 10  # pairs after which more count no further
 AROUND = 4  # pixels around an overlay that the network may have put pieces of it into
 MISSED, FAR_OFF = 0.06, 0.16  # by how much the network must be wrong on an overlay to be distrusted around it
@@ -35,6 +37,8 @@ class OverlayTracker:
 
     def __init__(self) -> None:
         self._still: Tensor | None = None  # [H, W]: for how many pairs each pixel has been the same
+        self._edges: Tensor | None = None  # [H / CELL, W / CELL]: how steadily a cell has shown an edge, in [0, 1]
+        self._learned = 0.0  # weight of the pairs in that mean
 
     def mask(self, a: Tensor, b: Tensor) -> Tensor:
         """How surely each pixel belongs to an overlay. To be called once for each pair of the video, in order.
@@ -57,10 +61,14 @@ class OverlayTracker:
         difference = (a - b).abs_()
         same = _ramp(torch.maximum(torch.maximum(difference[0], difference[1]), difference[2]), DIFFERENT, SAME)
         if self._still is None:
-            self._still = torch.zeros_like(same)
+            self._still, self._edges = torch.zeros_like(same), torch.zeros_like(_cells(same))
         self._still.add_(1).mul_(same).clamp_(max=LONG)
         still = _ramp(self._still, FEW, ENOUGH).mul_(same)
-        return still.mul_(_around(_ramp(_still_edges(a, still), EDGE, CLEAR_EDGE)))
+        edges = _cells(_ramp(_still_edges(a, b, same), EDGE, CLEAR_EDGE))
+        self._edges.lerp_(edges, NEW)
+        self._learned += NEW * (1 - self._learned)
+        steady = edges.mul_(_ramp(self._edges / self._learned, SOMETIMES, MOSTLY))
+        return still.mul_(_spread(_largest(steady, 1), still.shape))
 
 
 def lock_overlay(frames: Tensor, a: Tensor, b: Tensor, alphas: Sequence[Fraction | float], mask: Tensor) -> Tensor:
@@ -100,21 +108,27 @@ def _ramp(x: Tensor, zero: float, one: float) -> Tensor:
     return (x - zero).div_(one - zero).clamp_(0, 1)
 
 
-def _still_edges(frame: Tensor, still: Tensor) -> Tensor:
-    """``[H, W]``: the step to the right or downward neighbour, as far as both pixels stand still."""
-    grey = (frame[0] + frame[1]).add_(frame[2]).div_(3)
-    step = torch.zeros_like(grey)
-    step[:, :-1] = (grey[:, 1:] - grey[:, :-1]).abs_().mul_(torch.minimum(still[:, 1:], still[:, :-1]))
-    down = (grey[1:] - grey[:-1]).abs_().mul_(torch.minimum(still[1:], still[:-1]))
-    torch.maximum(step[:-1], down, out=step[:-1])
-    return step
+def _still_edges(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
+    """``[H, W]``: the step to the right or downward neighbour in both frames, as far as one of the two stands still.
+
+    One, not both: beside a letter without outline, the background moves.
+    """
+    greys = [(frame[0] + frame[1]).add_(frame[2]).div_(3) for frame in (a, b)]
+    steps = torch.zeros_like(same)
+    right = torch.minimum(*((grey[:, 1:] - grey[:, :-1]).abs_() for grey in greys))
+    torch.mul(right, torch.maximum(same[:, 1:], same[:, :-1]), out=steps[:, :-1])
+    down = torch.minimum(*((grey[1:] - grey[:-1]).abs_() for grey in greys))
+    torch.maximum(steps[:-1], down.mul_(torch.maximum(same[1:], same[:-1])), out=steps[:-1])
+    return steps
 
 
-def _around(x: Tensor) -> Tensor:
-    """The largest value within a pixel's cell and the eight cells about it."""
-    height, width = x.shape
-    cells = _largest(F.max_pool2d(x[None, None], CELL, ceil_mode=True), 1)[0, 0]
-    return cells.repeat_interleave(CELL, 0)[:height].repeat_interleave(CELL, 1)[:, :width]
+def _cells(x: Tensor) -> Tensor:
+    """The largest value in each cell of ``[H, W]``."""
+    return F.max_pool2d(x[None], CELL, ceil_mode=True)[0]
+
+
+def _spread(cells: Tensor, size: Sequence[int]) -> Tensor:
+    return cells.repeat_interleave(CELL, 0)[: size[0]].repeat_interleave(CELL, 1)[:, : size[1]]
 
 
 def _largest(x: Tensor, radius: int) -> Tensor:
