@@ -123,3 +123,9 @@ def test_packets_come_back_as_the_encoder_gave_them(tmp_path):
     assert sorted(p.pts for p in packets) == list(range(25))
     assert [p.dts for p in packets] == sorted(p.dts for p in packets)
     assert [p.pts for p in packets if p.is_keyframe] == [0, 10, 20]
+
+
+@pytest.mark.parametrize("devices", ["foo", "cpu,", "cuda:x", "cpu cpu"])
+def test_devices_that_do_not_exist_are_refused(run, tmp_path, devices):
+    make_clip(tmp_path / "in.mp4", 2)
+    assert run("in.mp4", "--device", devices, code=1).startswith(f"Error: --device {devices}: expected auto")
