@@ -1,12 +1,12 @@
-r"""Where one shot ends and another begins: between two such frames a network could only morph.
+"""Where one shot ends and another begins: between two such frames a network could only morph.
 
 Not in the paper. A pair of frames is a cut when two things hold at once, each measured on pictures of
 about 2300 pixels and each **in excess of what the neighbouring pairs show**, so that pans, shaking and fire
 raise the bar for themselves:
 
-- *unexplained*: the part of the picture that no motion explains. Each frame is predicted from the other by
-  block matching after its colours were brought to the other's by matching histograms (so neither a pan nor
-  a change of exposure counts), and a place is unexplained where the prediction is worse than that of the
+- *unexplained*: the part of the picture that no motion explains. The frame of less contrast is predicted by
+  block matching from the other, whose colours were first brought to its own by matching histograms (so
+  neither a pan nor a change of exposure counts), and a place is unexplained where the prediction is worse than that of the
   place from its own surroundings. The last is how x264 finds scene cuts: inter against intra cost.
 - *change*: the mean absolute difference.
 
