@@ -6,8 +6,8 @@ raise the bar for themselves:
 
 - *unexplained*: the part of the picture that no motion explains. The frame of less contrast is predicted by
   block matching from the other, whose colours were first brought to its own by matching histograms (so
-  neither a pan nor a change of exposure counts), and a place is unexplained where the prediction is worse than that of the
-  place from its own surroundings. The last is how x264 finds scene cuts: inter against intra cost.
+  neither a pan nor a change of exposure counts), and a place is unexplained where the prediction is worse
+  than that of the place from its own surroundings. The last is how x264 finds scene cuts: inter against intra cost.
 - *change*: the mean absolute difference.
 
 ``score = sqrt(unexplained * change / CHANGE)``, 0 to 1. What follows is needed too: two pairs later, it is
