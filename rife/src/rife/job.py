@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -208,6 +209,7 @@ def plan(options: Options) -> Job:
     """
     if options.ensemble and not options.weights:
         raise UserError("--ensemble goes with --weights; for the modes' own networks use --mode best")
+    check_devices(options.device)
     slowmo = parse_factor(options.slowmo) if options.slowmo else Fraction(1)
     source = open_source(options.input, options.input_fps)
     try:
@@ -225,6 +227,16 @@ def plan(options: Options) -> Job:
     except BaseException:
         source.close()
         raise
+
+
+def check_devices(names: str) -> None:
+    """UserError unless these are ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with commas between, and there."""
+    for name in names.split(","):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise UserError(f"--device {names}: expected auto, cpu, cuda, cuda:1, or several like cuda:0,cuda:1")
+        device = device_named(name)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
 
 
 def encode_options(options: Options) -> EncodeOptions:
