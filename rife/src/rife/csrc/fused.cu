@@ -25,7 +25,7 @@ const char* launch_error() {
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 3) assemble_kernel(Pair in, Recipe recipe, S* __restrict__ out) {
+__global__ void __launch_bounds__(kThreads, 2) assemble_kernel(Pair in, Recipe recipe, S* __restrict__ out) {
   const int32_t h = in.h / recipe.scale, w = in.w / recipe.scale;
   for (int64_t i = first_index(); i < int64_t{in.n} * h * w; i += all_threads()) {
     const int32_t x = i % w, y = i / w % h, n = i / (int64_t{w} * h);
