@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ for line in sys.stdin:
 
 class Starter:
     def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", STARTER], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", STARTER], cwd=folder, preexec_fn=heeding, **pipes)
 
     def start(self, *args: object) -> int:
         self.process.stdin.write(json.dumps([str(a) for a in args]) + "\n")

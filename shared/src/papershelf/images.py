@@ -166,7 +166,8 @@ def _swap_red_and_blue(image: np.ndarray) -> np.ndarray:
 
 def _cv2():
     """OpenCV, imported late (0.1 s) and told to keep its warnings to itself: errors are raised here."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     import cv2
 
+    if "OPENCV_LOG_LEVEL" not in os.environ:  # somebody may have imported it before
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
