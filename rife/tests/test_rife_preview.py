@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -149,7 +150,8 @@ def test_ctrl_c_leaves_a_preview(tmp_path, averaging):
     make_clip(tmp_path / "in.mp4", 2000)
     command = [sys.executable, "-m", "rife", "interp", "in.mp4", "--fps", "50", "--weights", str(averaging)]
     command += ["--device", "cpu", "--threads", "1", "-v", "-o", "out.gif"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         while not list(tmp_path.glob(".part-*")):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
