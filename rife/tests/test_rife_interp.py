@@ -227,9 +227,6 @@ def test_what_is_not_a_video_is_refused_in_one_line(run, tmp_path):
         (["-o", "out.avi"], ".avi is not a video file"),
         (["-o", "no/where/out.mp4"], "there is no folder"),
         (["-o", "full"], "full is not empty"),
-        (["--fps", "quick"], "expected a frame rate"),
-        (["--fps", "5000"], "at most 1000"),
-        (["--slowmo", "0"], "factor above 0"),
         (["--input-fps", "24"], "for folders of images"),
         (["-o", "out.webm", "--codec", "h264"], "webm does not hold h264"),
         (["-o", "out.mkv", "--codec", "ffv1", "--crf", "20"], "takes no crf"),
@@ -266,6 +263,9 @@ def test_dry_run_writes_nothing(run, tmp_path):
 def test_usage_errors_exit_with_2(run, tmp_path):
     make_clip(tmp_path / "in.mp4", 2)
     assert "--mode" in run("in.mp4", "--mode", "magic", code=2)
+    assert "expected a frame rate" in one_line(run("in.mp4", "--fps", "quick", code=2))
+    assert "at most 1000" in one_line(run("in.mp4", "--fps", "5000", code=2))
+    assert "factor above 0" in one_line(run("in.mp4", "--slowmo", "0", code=2))
 
 
 # ------------------------------------------------------------------------------- cuts, repetitions
