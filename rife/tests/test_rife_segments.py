@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from papershelf.errors import UserError
 from papershelf.images import write_image
 from rife.cli import interp
 from rife.encoder import EncodeOptions, choose_encoder
+from rife.job import Options, plan
 from rife.reader import VideoReader
 from rife.segments import SegmentedVideo, WorkFolder, stored_packets, work_folder
 from video_clips import frames_of, make_clip, packets_of
@@ -48,6 +50,18 @@ def test_two_workers_make_what_one_makes(run, tmp_path, output):
     for key in ("frames_in", "frames_out", "originals", "interpolated", "held", "resumed", "drift_seconds"):
         assert one[key] == two[key]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_worker_on_a_gpu_encodes_as_the_whole_job_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("rife.job.device_named", torch.device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    make_clip(tmp_path / "in.mp4", 2)
+    whole = plan(Options(tmp_path / "in.mp4", device="cuda:0,cuda:1", crf=20))
+    part = plan(workers.options_for(whole, "cuda:1"))
+    alone = plan(Options(tmp_path / "in.mp4", device="cuda:1", crf=20))
+    assert part.encode == whole.encode != alone.encode
+    for job in (whole, part, alone):
+        job.source.close()
 
 
 def test_a_killed_worker_is_said(run, tmp_path, monkeypatch):

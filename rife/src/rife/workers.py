@@ -42,13 +42,12 @@ def run(job: Job, folder: Path, report: Report, on_frame: Callable[[], object]) 
         KeyboardInterrupt: on Ctrl-C; segments that are whole stay.
     """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    threads = job.options.threads or max(1, torch.get_num_threads() // len(job.devices))
     workers = {}
     try:
         for device in job.devices:
             ours, theirs = context.Pipe(duplex=False)
-            options = replace(job.options, device=device, output=job.output, threads=threads)
-            worker = context.Process(target=_work, args=(options, folder, theirs), daemon=True)
+            arguments = (options_for(job, device), folder, theirs)
+            worker = context.Process(target=_work, args=arguments, daemon=True)
             worker.start()
             theirs.close()
             workers[ours] = (device, worker)
@@ -62,6 +61,13 @@ def run(job: Job, folder: Path, report: Report, on_frame: Callable[[], object]) 
         for _, worker in workers.values():
             worker.terminate()
             worker.join()
+
+
+def options_for(job: Job, device: str) -> Options:
+    """What the process for one device is told: the whole job's options, and a fair share of the processor."""
+    threads = job.options.threads or max(1, torch.get_num_threads() // len(job.devices))
+    # One device alone would encode as a run without segments does.
+    return replace(job.options, device=device, output=job.output, threads=threads, resume=True)
 
 
 def _received(
