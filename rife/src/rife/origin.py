@@ -62,6 +62,8 @@ def _weights(job: Job) -> list[Path]:
 
 def _digest(path: Path) -> str:
     """Of a whole file; short, since it is for people to compare too."""
+    if path.is_dir():
+        return _file_or_folder(path)
     with path.open("rb") as file:
         return f"{path.name} ({hashlib.file_digest(file, 'sha256').hexdigest()[:16]})"
 
