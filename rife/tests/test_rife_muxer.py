@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from fractions import Fraction
 
 import av
+import imageio_ffmpeg
 import pytest
 from av.stream import Disposition
 from papershelf.errors import UserError
 from rife.encoder import EncodeOptions, VideoEncoder, choose_encoder
 from rife.muxer import Muxer, container_of
 from rife.reader import Decoded, VideoReader
+from rife.subtitles import converted
 from video_clips import frames_of, make_clip, md5, packets_of, random_frame, send_through, smooth_frame
 
 
@@ -158,12 +161,45 @@ def test_an_aspect_that_the_container_cannot_hold_is_said(tmp_path):
 def test_what_mp4_cannot_hold_is_named(tmp_path):
     clip = make_clip(tmp_path / "in.mkv", 3, audio="aac", subtitles=("subrip",), font=b"font")
     muxer = send_through(clip, tmp_path / "out.mp4")
-    assert [kind for kind, _, _ in streams_of(tmp_path / "out.mp4")[0]] == ["video", "audio"]
+    assert [kind for kind, _, _ in streams_of(tmp_path / "out.mp4")[0]] == ["video", "audio", "subtitle"]
     subtitle, font = muxer.left_out
-    assert (
-        subtitle == "mp4 cannot hold subtitle stream 2 (subrip, fra), which is left out; an output named .mkv holds it"
-    )
-    assert "attachment stream 3" in font
+    assert subtitle == "subtitle stream 2 (subrip, fra) becomes mov_text; the words stay, colours and fonts do not"
+    assert font.startswith("mp4 cannot hold attachment stream 3")
+
+
+@pytest.mark.parametrize(
+    ("source", "codec", "target"),
+    [("mkv", "subrip", "mp4"), ("mkv", "subrip", "mov"), ("mp4", "mov_text", "mkv"), ("webm", "webvtt", "mp4")],
+)
+def test_text_subtitles_change_their_form_and_keep_words_and_times(tmp_path, source, codec, target):
+    payload = struct.pack(">H", 7) + b"Bonjour" if codec == "mov_text" else b"Bonjour"
+    video = {"codec": "libvpx-vp9"} if source == "webm" else {}
+    clip = make_clip(tmp_path / f"in.{source}", 6, subtitles=(codec,), words=payload, **video)
+    send_through(clip, tmp_path / f"out.{target}")
+    read = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / f"out.{target}", "-f", "srt", "-"]
+    text = subprocess.run(read, capture_output=True, check=True).stdout.decode().replace("\r", "")
+    assert text == "1\n00:00:00,040 --> 00:00:00,140\nBonjour\n\n"
+    assert ("subtitle", "fra") in [(kind, language) for kind, language, _ in streams_of(tmp_path / f"out.{target}")[0]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text", "want"),
+    [
+        ("subrip", "mov_text", "{\\an8}<i>Tom & <font color=red>J</font></i>\r\nü", "Tom & J\nü"),
+        ("subrip", "webvtt", "<i>Tom & <font color=red>J</font></i>", "<i>Tom &amp; J</i>"),
+        ("webvtt", "subrip", "<v Tom><b>a &lt; b</b></v>", "<b>a < b</b>"),
+        ("mov_text", "webvtt", "a < b & c", "a &lt; b &amp; c"),
+        ("mov_text", "subrip", "a < b & c", "a < b & c"),
+        ("mov_text", "subrip", "", None),
+    ],
+)
+def test_subtitle_text_is_converted(before, after, text, want):
+    def packed(codec, words):
+        data = words.encode()
+        return struct.pack(">H", len(data)) + data if codec == "mov_text" else data
+
+    styles = b"\0\0\0\x0cstyl\0\0\0\0" if before == "mov_text" else b""
+    assert converted(packed(before, text) + styles, before, after) == (None if want is None else packed(after, want))
 
 
 def test_audio_that_cannot_be_held_is_refused_unless_dropped(tmp_path):

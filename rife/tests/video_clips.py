@@ -73,6 +73,7 @@ def make_clip(
     rotation: int | None = None,
     audio: str | None = None,
     subtitles: tuple[str, ...] = (),
+    words: bytes = b"Bonjour",
     font: bytes | None = None,
     chapters: bool = False,
     metadata: dict[str, str] | None = None,
@@ -122,7 +123,7 @@ def make_clip(
                 out.mux(sound.encode(piece))
             out.mux(sound.encode(None))
         for text in texts:
-            packet = av.Packet(b"Bonjour")
+            packet = av.Packet(words)
             packet.pts = packet.dts = 40
             packet.duration, packet.time_base, packet.stream = 100, Fraction(1, 1000), text
             out.mux(packet)

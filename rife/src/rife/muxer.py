@@ -18,6 +18,7 @@ import av
 from av.stream import Disposition
 from papershelf.errors import UserError
 
+from rife import subtitles
 from rife.encoder import VideoEncoder
 from rife.reader import VideoReader
 
@@ -58,7 +59,7 @@ class Muxer:
         name: of the file, in messages; None takes ``path``.
 
     Attributes:
-        left_out: a sentence for each stream that the container cannot hold.
+        left_out: a sentence for each stream that the container cannot hold, or holds in another form.
         problems: packets that could not be written as they were, by kind.
 
     Raises:
@@ -87,6 +88,7 @@ class Muxer:
         self._start = max(self._source_start if start is None else start, Fraction(0))
         self._time_base, self._offset = _exact_base(encoder.time_base, self._start)
         self._copies: dict[int, av.stream.Stream] = {}
+        self._texts: dict[int, tuple[str, str]] = {}  # subtitles that change their form: before, after
         self._ends: dict[int, int] = {}
         place = "pipe:1" if str(path) == "-" else f"file:{path}"
         source_tags = reader.container.metadata if reader else {}
@@ -138,6 +140,10 @@ class Muxer:
         stream = self._copies.get(stream_index)
         if stream is None:
             return
+        if stream_index in self._texts:
+            packet = _with_payload(packet, subtitles.converted(bytes(packet), *self._texts[stream_index]))
+            if packet is None:
+                return
         if packet.pts is None and packet.dts is None:
             packet.pts = packet.dts = self._ends.get(stream_index, 0)
         elif packet.dts is None:
@@ -195,6 +201,8 @@ class Muxer:
             self.container.add_attachment(source.metadata.get("filename", f"cover.{kind}"), f"image/{kind}", cover)
             return
         if not _holds(self.format, source) or (cover and self.format == "mov"):
+            if source.type == "subtitle" and self._add_converted(source):
+                return
             elsewhere = ""
             if self.format != "matroska" and (cover or _holds("matroska", source)):
                 elsewhere = "; an output named .mkv holds it"
@@ -207,6 +215,20 @@ class Muxer:
         stream.metadata.update(_kept(source.metadata))
         stream.disposition = source.disposition
         self._copies[source.index] = stream
+
+    def _add_converted(self, source: av.stream.Stream) -> bool:
+        """Whether a subtitle stream could be added in the form of text that this container holds."""
+        before = source.codec_context.codec.canonical_name if source.codec_context else ""
+        after = subtitles.form_for(self.format, before)
+        if after is None:
+            return False
+        stream = subtitles.add_text_stream(self.container, after, source)
+        stream.metadata.update(_kept(source.metadata))
+        stream.disposition = source.disposition
+        self._copies[source.index] = stream
+        self._texts[source.index] = before, after
+        self.left_out.append(f"{_described(source)} becomes {after}; the words stay, colours and fonts do not")
+        return True
 
     def _later(self, ticks: int, tick: Fraction) -> int:
         """A source time on the output's clock, which is stretched from the video's start on."""
@@ -279,6 +301,15 @@ def _holds(container: str, stream: av.stream.Stream) -> bool:
         with contextlib.suppress(av.FFmpegError):  # some formats cannot end without a packet
             trial.close()
     return True
+
+
+def _with_payload(packet: av.Packet, payload: bytes | None) -> av.Packet | None:
+    if payload is None:
+        return None
+    new = av.Packet(payload)
+    new.pts, new.dts, new.duration, new.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    new.is_keyframe = True
+    return new
 
 
 def _described(stream: av.stream.Stream) -> str:
