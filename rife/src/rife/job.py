@@ -42,6 +42,7 @@ class Options:
     input: Path
     fps: str = "2x"
     slowmo: str | None = None
+    slowmo_audio: str = "drop"
     input_fps: str | None = None
     mode: str = "balanced"
     weights: Path | None = None
@@ -90,6 +91,11 @@ class Job:
         """Of the flow search; by itself 0.5 for 4K and 0.25 for 8K."""
         given = self.options.scale
         return usual_scale(self.source.height, self.source.width) if given == "auto" else float(given)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the output has sound where the input has it."""
+        return self.slowmo == 1 or self.options.slowmo_audio == "stretch"
 
     @property
     def image_suffix(self) -> str:
@@ -182,7 +188,8 @@ class Job:
 
     def _sink(self, report: Report) -> AbstractContextManager[pipeline.Sink]:
         if self.kind == "video":
-            return video_sink(self.output, self.source, self.timeline.fps, self.encode, self.slowmo, report)
+            source, fps = self.source, self.timeline.fps
+            return video_sink(self.output, source, fps, self.encode, self.slowmo, report, sound=self.sound)
         if self.kind == "preview":
             if parse_rate(self.options.fps, self.source.rate) > self.timeline.fps:
                 report.warnings.append(

@@ -21,6 +21,7 @@ from papershelf.errors import UserError
 from rife import subtitles
 from rife.encoder import VideoEncoder
 from rife.reader import VideoReader
+from rife.slow_sound import SlowSound
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".y4m": "yuv4mpegpipe"}
 # What describes the old file or its encoder and is untrue of the new one (Matroska writes in capitals).
@@ -55,7 +56,8 @@ class Muxer:
         container: FFmpeg's name of the format; None takes it from ``path``.
         start: time of the video's tick 0, in seconds; None takes the source's.
         audio: keep audio streams.
-        stretch: factor by which the video got longer; chapters and copied packets follow it.
+        stretch: factor by which the video got longer; chapters and copied packets follow it, and sound is
+            stretched.
         name: of the file, in messages; None takes ``path``.
 
     Attributes:
@@ -88,6 +90,7 @@ class Muxer:
         self._start = max(self._source_start if start is None else start, Fraction(0))
         self._time_base, self._offset = _exact_base(encoder.time_base, self._start)
         self._copies: dict[int, av.stream.Stream] = {}
+        self._sounds: dict[int, SlowSound] = {}  # audio that is stretched
         self._texts: dict[int, tuple[str, str]] = {}  # subtitles that change their form: before, after
         self._ends: dict[int, int] = {}
         place = "pipe:1" if str(path) == "-" else f"file:{path}"
@@ -114,10 +117,12 @@ class Muxer:
                 self.video.disposition = stream.disposition
             elif stream.type == "audio" and not audio:
                 dropped += 1
+            elif stream.type == "audio" and stretch != 1:
+                self._add_stretched(stream)
             elif stream in reader.copied_streams:
                 self._add_copy(stream, reader)
         if dropped:
-            self.left_out.append("the sound is left out: slowed down, it would have another pitch")
+            self.left_out.append("the sound is left out; --slowmo-audio stretch keeps it, at its pitch")
         self.container.metadata.update(_kept(source_tags, 1 / self._tick))
         chapters = reader.container.chapters()
         for chapter in chapters:
@@ -137,6 +142,11 @@ class Muxer:
 
     def mux_copied(self, packet: av.Packet, stream_index: int) -> None:
         """Write a packet of the source's stream ``stream_index``; one of a stream left out is dropped."""
+        if sound := self._sounds.get(stream_index):
+            ticks = packet.dts if packet.pts is None else packet.pts
+            for ready in sound.packets(packet, self._later(ticks or 0, packet.time_base) * packet.time_base):
+                self._write(ready)
+            return
         stream = self._copies.get(stream_index)
         if stream is None:
             return
@@ -161,6 +171,9 @@ class Muxer:
 
     def close(self) -> None:
         """Write what the format keeps for the end; the file is playable from here on."""
+        for sound in self._sounds.values():
+            for packet in sound.rest():
+                self._write(packet)
         try:
             self.container.close()
         except OSError as error:
@@ -215,6 +228,12 @@ class Muxer:
         stream.metadata.update(_kept(source.metadata))
         stream.disposition = source.disposition
         self._copies[source.index] = stream
+
+    def _add_stretched(self, source: av.AudioStream) -> None:
+        sound = self._sounds[source.index] = SlowSound(source, self.container, self.format, self.stretch)
+        sound.stream.metadata.update(_kept(source.metadata))
+        sound.stream.disposition = source.disposition
+        self.left_out.append(f"{_described(source)} is stretched, and encoded as {sound.codec}")
 
     def _add_converted(self, source: av.stream.Stream) -> bool:
         """Whether a subtitle stream could be added in the form of text that this container holds."""

@@ -129,7 +129,7 @@ def _join(
     reader = VideoReader(job.options.input) if job.source.reader else None
     start, tick = job.timeline.start, encoder.time_base
     try:
-        muxer = Muxer(path, encoder, reader, audio=job.slowmo == 1, stretch=job.slowmo, name=job.output)
+        muxer = Muxer(path, encoder, reader, audio=job.sound, stretch=job.slowmo, name=job.output)
         others = reader.copied() if reader else iter(())
         other = next(others, None)
         for packet in stored_packets(folder, segments):

@@ -119,6 +119,8 @@ def video_sink(
     options: EncodeOptions,
     slowmo: Fraction,
     report: Report,
+    *,
+    sound: bool = True,
 ) -> Iterator[VideoSink]:
     """A sink whose video becomes ``output`` when it is whole.
 
@@ -129,7 +131,7 @@ def video_sink(
     choice = choose_encoder(options, source.info, container_of(output))
     with _begun(output) as part:
         encoder = VideoEncoder(choice, source.info, fps)
-        muxer = Muxer(part, encoder, source.reader, audio=slowmo == 1, stretch=slowmo, name=output)
+        muxer = Muxer(part, encoder, source.reader, audio=sound, stretch=slowmo, name=output)
         report.output |= {"codec": choice.codec, "encoder": choice.encoder, "pix_fmt": choice.spec.pix_fmt}
         file = WholeFile(encoder, muxer)
         try:
