@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from papershelf.images import write_image
-from rife.processes import Place
+from papershelf.processes import Place
 from rife.training import LAST, TrainingConfig, recipe, train, validate
 from rife.triplets import Sequences, ValidationSamples
 

@@ -18,13 +18,13 @@ from click.testing import CliRunner
 from papershelf.errors import UserError
 from papershelf.images import read_image, write_image
 from papershelf.metrics import psnr
+from papershelf.processes import Place, joined
+from papershelf.training_log import read_metrics
 from rife.cli_train import train as train_command
 from rife.losses import rife_loss
 from rife.model import Rife
 from rife.presets import PAPER, RIFEM
-from rife.processes import Place, joined
 from rife.training import Objective, Trainer, learning_rate, network_of, recipe, train, validate
-from rife.training_log import read_metrics
 from rife.triplets import Sequences, ValidationSamples
 from safetensors import safe_open
 from test_rife_triplets import texture
@@ -186,7 +186,7 @@ def test_what_a_run_leaves(triplets, tmp_path):
 
 
 def test_without_plots_and_boards_training_goes_on(triplets, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("rife.training_log.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("papershelf.training_log.importlib.util.find_spec", lambda _: None)
     train(recipe("paper", **SMALL, steps=1), triplets, tmp_path, device="cpu")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"checkpoint.pt", "best.safetensors", "last.safetensors", "metrics.jsonl"}

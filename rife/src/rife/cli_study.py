@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import click
-
-from rife.help_pages import SETTINGS, Section, SectionedCommand
-from rife.help_pages import verbose_option as verbose
+from papershelf.help_pages import SETTINGS, Section, SectionedCommand
+from papershelf.help_pages import verbose_option as verbose
 
 PATH = click.Path(path_type=Path)
 

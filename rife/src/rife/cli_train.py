@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import click
-
-from rife.help_pages import SETTINGS, Section, SectionedCommand
+from papershelf.help_pages import SETTINGS, Section, SectionedCommand
 
 in_sequences = partial(click.option, cls=Section, section="Sequences")
 in_network = partial(click.option, cls=Section, section="Network")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from papershelf.devices import device_named
 from papershelf.errors import UserError
 from papershelf.images import WRITABLE, read_image, write_image
 from torch import Tensor
@@ -24,7 +25,7 @@ from rife import checkpoints, weights
 from rife.canvas import Canvas, canvas_info, canvas_video, even, fit, label
 from rife.encoder import EncodeOptions
 from rife.flow_color import flow_to_rgb, read_flo, write_flo
-from rife.interpolator import MODES, device_named
+from rife.interpolator import MODES
 from rife.job import USUAL_SUFFIX, check_output, is_video_name, open_source
 from rife.model import Prediction, Rife
 from rife.reader import Copied

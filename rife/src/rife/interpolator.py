@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from papershelf.devices import device_named
 from papershelf.errors import UserError
 from torch import Tensor
 
@@ -49,16 +50,6 @@ MODES = {
     "balanced": (Member("v4.0"),),
     "best": (Member("v4.0", ensemble=True, turned=True), Member("v4.6", ensemble=True, turned=True)),
 }
-
-
-def device_named(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` (``cuda:1``) as a device; UserError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch {torch.__version__} sees no CUDA GPU here; use --device cpu")
-    return device
 
 
 def precision_named(name: str, device: torch.device) -> torch.dtype:

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
+from papershelf.devices import device_named
 from papershelf.errors import UserError
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from rife import pipeline, segmented
 from rife.cuts import THRESHOLD
 from rife.decisions import DecisionOptions
 from rife.encoder import EncodeOptions
-from rife.interpolator import MODES, Interpolator, device_named, usual_scale
+from rife.interpolator import MODES, Interpolator, usual_scale
 from rife.preview import FASTEST_GIF, PREVIEW_SUFFIXES, preview_sink
 from rife.report import Report
 from rife.sequence import ImageSource, check_free, image_sink

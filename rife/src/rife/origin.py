@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from papershelf.devices import device_named
 
 from rife.encoder import EncoderChoice, VideoEncoder
-from rife.interpolator import MODES, device_named
+from rife.interpolator import MODES
 
 if TYPE_CHECKING:
     from rife.job import Job

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from papershelf.devices import device_named
 from papershelf.files import atomic_path
 
 from rife import workers
 from rife.encoder import EncoderChoice, VideoEncoder, choose_encoder
-from rife.interpolator import device_named
 from rife.muxer import Muxer, container_of
 from rife.origin import origin_of
 from rife.pipeline import Sink, Stopped

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from papershelf.devices import device_named
 from torch import Tensor
 from tqdm import tqdm
 
 from rife import checkpoints, fused, weights
-from rife.interpolator import MODES, Interpolator, Member, device_named
+from rife.interpolator import MODES, Interpolator, Member
 from rife.model import Rife
 
 SIZES = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}

@@ -5,7 +5,7 @@ section 3.4; AdamW, its rate rising over 2000 steps and falling along a cosine t
 under ``torchrun`` shares each batch among processes, each on its own GPU; rank 0 writes.
 
 A run's folder holds ``checkpoint.pt`` (to resume from, to the same bits on a CPU), ``best.safetensors`` and
-``last.safetensors`` (to use), and what :mod:`rife.training_log` writes.
+``last.safetensors`` (to use), and what :mod:`papershelf.training_log` writes.
 """
 
 from __future__ import annotations
@@ -25,23 +25,27 @@ import torch.nn.functional as F
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.metrics import psnr
+from papershelf.processes import Place, joined, read, stop_requests
+from papershelf.training_log import METRICS, Panel, TrainingLog
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from rife import checkpoints
 from rife.losses import LEVELS, SMALLEST, Losses, rife_loss
 from rife.model import Rife
 from rife.presets import PAPER, RIFEM, RifeConfig
-from rife.processes import Place, joined, leave_signals, stop_requests
-from rife.training_log import METRICS, TrainingLog
 from rife.triplets import SEPTUPLET, TRIPLET, Draws, Sample, Sequences, TrainingSamples, ValidationSamples
 
 CHECKPOINT, BEST, LAST = "checkpoint.pt", "best.safetensors", "last.safetensors"
 LOG_EVERY = 50  # steps that a logged loss is the mean of
 SHORTEST_ROUND = 100  # steps between validations where a pass over the data has fewer
 EQUAL = 100.0  # dB given to frames that are equal in every bit, which have no finite PSNR
+CURVES = (
+    Panel(("loss", "student", "teacher"), log=True),
+    Panel(("val_psnr", "val_average"), unit="dB"),
+    Panel(("lr",)),
+)
 TRAINABLE = {"paper": PAPER, "rifem": RIFEM}
 
 
@@ -259,19 +263,6 @@ def validate(model: Rife, samples: ValidationSamples, place: Place, workers: int
     return {"val_psnr": own / count, "val_average": average / count}
 
 
-def read(samples: Dataset, place: Place, workers: int, **options: object) -> Iterator[Sample]:
-    """What a DataLoader reads, in processes of its own where there are workers.
-
-    Raises:
-        UserError: of the samples, without the worker's traceback that PyTorch puts around it.
-    """
-    pin = place.device.type == "cuda"
-    try:
-        yield from DataLoader(samples, num_workers=workers, worker_init_fn=leave_signals, pin_memory=pin, **options)
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
-
-
 def train(
     config: TrainingConfig,
     data: Path,
@@ -371,7 +362,7 @@ def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
         "sequences": len(trainer.sequences),
         "steps": trainer.total,
     }
-    return TrainingLog(run, about, trainer.step)
+    return TrainingLog(run, about, CURVES, done=trainer.step, extra="rife-interp[train]")
 
 
 def _metadata(config: TrainingConfig, command: str, figures: dict[str, float]) -> dict[str, str]:

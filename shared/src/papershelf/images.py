@@ -67,6 +67,23 @@ def read_image(path: Path | str) -> np.ndarray:
         raise UserError(f"{path} is a folder; expected an image file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return decode_image(data, path)
+
+
+def decode_image(data: bytes, path: Path | str) -> np.ndarray:
+    """The image that the bytes of a file make, such as one out of an archive.
+
+    Args:
+        data: all of the file.
+        path: what messages call it.
+
+    Returns:
+        As :func:`read_image`.
+
+    Raises:
+        UserError: the bytes are damaged, cut off, or no image of a known kind.
+    """
+    path = Path(path)
     if data.startswith(exr.MAGIC):
         return exr.read(path, data)
     image = _decode(path, data)

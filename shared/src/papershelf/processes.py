@@ -1,6 +1,6 @@
-"""One training run in several processes (``torchrun``), and how it is stopped.
+"""One training run in several processes: those that ``torchrun`` starts, those that read data, and how all stop.
 
-Without torchrun there is one process, and everything here does nothing.
+Without torchrun there is one process, and :class:`Place` does nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from rife.interpolator import device_named
+from papershelf.devices import device_named
+from papershelf.errors import UserError
 
 
 class Place(NamedTuple):
@@ -90,3 +92,22 @@ def leave_signals(_: int = 0) -> None:
     """For processes that read data: Ctrl-C is their parent's business, and they end when told to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def read(samples: Dataset, place: Place, workers: int, **options: object) -> Iterator:
+    """What a DataLoader reads, in processes of its own where there are workers.
+
+    Args:
+        samples: what is read.
+        place: where the batches go; their memory is pinned for a GPU.
+        workers: processes that read.
+        options: of the DataLoader, such as a sampler.
+
+    Raises:
+        UserError: of the samples, without the worker's traceback that PyTorch puts around it.
+    """
+    pin = place.device.type == "cuda"
+    try:
+        yield from DataLoader(samples, num_workers=workers, worker_init_fn=leave_signals, pin_memory=pin, **options)
+    except UserError as error:
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error

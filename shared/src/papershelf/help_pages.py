@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import click
+
 from papershelf.errors import Command
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
