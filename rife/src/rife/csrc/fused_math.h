@@ -8,6 +8,8 @@
 
 namespace rife {
 
+using namespace papershelf;  // storage.h
+
 struct Rgb {
   float r, g, b;
 };

@@ -11,6 +11,8 @@
 
 namespace rife {
 
+using namespace papershelf;  // storage.h
+
 template <typename T, int K>
 struct LanesOf {
   typedef T type __attribute__((vector_size(K * sizeof(T))));

@@ -1,4 +1,4 @@
-// How pixels are stored: float, double, or 16 bits that are widened to float before any arithmetic.
+// How numbers are stored: float, double, or 16 bits that are widened to float before any arithmetic.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -10,7 +10,7 @@
 #include <cuda_fp16.h>
 #endif
 
-namespace rife {
+namespace papershelf {
 
 struct BFloat16 {
   uint16_t bits;
@@ -19,7 +19,7 @@ struct Half {
   uint16_t bits;
 };
 
-// What is computed in, for pixels stored as S.
+// What is computed in, for numbers stored as S.
 template <typename S>
 using Precision = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
@@ -73,4 +73,4 @@ HOST_DEVICE S narrow(T value) {
   }
 }
 
-}  // namespace rife
+}  // namespace papershelf
