@@ -3,7 +3,11 @@
 #pragma once
 #include <cstdint>
 
+#include "storage.h"
+
 namespace addernet {
+
+using papershelf::BFloat16, papershelf::Half;
 
 struct Problem {
   int64_t n, c, h, w;        // x and its gradient
@@ -14,8 +18,8 @@ struct Problem {
   int64_t group_o() const { return o / groups; }
 };
 
-// Each returns nullptr, or what went wrong. X is what x and its gradient are stored as (float, double, or a
-// half type for Cuda); T is float or double: the type of filters, y, its gradient, and all arithmetic.
+// Each returns nullptr, or what went wrong. X is what x and its gradient are stored as (float, double; for Cuda
+// also Half or BFloat16); T is float or double: the type of filters, y, its gradient, and all arithmetic.
 struct Cpu {
   template <typename T>
   static const char* forward(const Problem& problem, const T* x, const T* filters, T* y, void* stream);
