@@ -1,0 +1,3 @@
+from addernet.cli import main
+
+main()

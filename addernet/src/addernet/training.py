@@ -1,0 +1,429 @@
+"""Training as the paper does (AdderNet, section 4), in a plain loop.
+
+One step: draw a batch; cross-entropy; backward; in ``optimizer.step()`` first each adder layer's gradient is brought
+to its local learning rate (section 3.3, :mod:`addernet.local_rate`), then SGD as everywhere. The rate follows half
+a cosine, epoch by epoch. The same command under ``torchrun`` shares each batch among processes; rank 0 writes.
+
+A run's folder holds ``last.pt`` (to resume from, to the same bits on a CPU), ``model.safetensors`` (to use), and
+what :mod:`papershelf.training_log` writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from papershelf.errors import UserError
+from papershelf.files import atomic_path
+from papershelf.processes import Place, joined, stop_requests
+from papershelf.training_log import METRICS, Panel, TrainingLog
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from addernet import checkpoints
+from addernet.architectures import ARCHITECTURES, IMAGENET, build
+from addernet.batches import Batch, TestBatches, TrainingBatches
+from addernet.datasets import DataSet, open_data
+from addernet.evaluation import AMP, BATCH, autocast, score
+from addernet.local_rate import attach
+
+CHECKPOINT, MODEL = "last.pt", "model.safetensors"
+SHOWN_EVERY = 0.5  # seconds between figures beside the progress bar, each of which waits for a GPU
+SAVED_EVERY = 600.0  # seconds of an epoch after which its state is saved
+CURVES = (
+    Panel(("train_loss", "test_loss"), "cross-entropy"),
+    Panel(("train_accuracy", "test_accuracy"), "%"),
+    Panel(("lr",)),
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The recipe; what section 4 does not say is marked."""
+
+    arch: str = "resnet20"
+    op: str = "adder"  # conv: the twin to compare with
+    epochs: int = 400  # section 4.2; ImageNet 150 (section 4.3), LeNet 50 (section 4.1)
+    batch: int = 256  # sections 4.1 to 4.3; over all processes
+    lr: float = 0.1  # sections 4.1 to 4.3; the highest
+    momentum: float = 0.9  # section 4.1
+    nesterov: bool = False  # the released code; section 4.1 has it for LeNet
+    weight_decay: float = 5e-4  # sections 4.1 and 4.2; ImageNet 1e-4 (section 4.3)
+    eta: float = 0.2  # section 3.3: of the adder layers' local learning rate
+    seed: int = 0  # not in the paper: of weights, order and augmentation
+    augment: bool = True  # section 4.2; False: the images as they are
+    cutout: int = 0  # not in the paper: side in pixels of a square that is erased
+    amp: str = "off"  # not in the paper: convolutions in bfloat16 or float16
+    ema: float | None = None  # not in the paper: decay of averaged weights, which are then tested and kept
+    accumulate: int = 1  # not in the paper: parts in which a batch is computed, each with its own batch statistics
+    limit: int | None = None  # not in the paper: at most so many images of each part, for trials
+
+
+def recipe(arch: str, **changes: object) -> TrainingConfig:
+    """The paper's values for an architecture, with ``changes``; those that are None stay the paper's.
+
+    Raises:
+        UserError: there is no such architecture, or a value makes no sense.
+    """
+    if arch not in ARCHITECTURES:
+        raise UserError(f"no architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
+    own: dict[str, object] = {"epochs": 150, "weight_decay": 1e-4} if arch in IMAGENET else {}
+    own |= {"epochs": 50, "nesterov": True} if arch == "lenet" else {}
+    config = TrainingConfig(**{"arch": arch, **own, **{k: v for k, v in changes.items() if v is not None}})
+    least = {"epochs": 1, "batch": 1, "accumulate": 1, "limit": 1, "cutout": 0, "weight_decay": 0, "seed": 0}
+    for name, value in least.items():
+        if (given := getattr(config, name)) is not None and given < value:
+            raise UserError(f"{name} must be at least {value}, got {given}")
+    if config.amp not in AMP or config.op not in ("adder", "conv"):
+        raise UserError(f"amp must be one of {', '.join(AMP)} and op adder or conv, got {config.amp} and {config.op}")
+    if config.lr <= 0 or config.eta <= 0 or not 0 <= config.momentum < 1 or not 0 <= (config.ema or 0) < 1:
+        raise UserError("lr and eta must be above 0, momentum and ema from 0 to below 1")
+    if config.batch % config.accumulate:
+        raise UserError(f"a batch of {config.batch} cannot be computed in {config.accumulate} equal parts")
+    return config
+
+
+def learning_rate(config: TrainingConfig, epoch: int) -> float:
+    """Section 4: half a cosine, ``0.05 (1 + cos(pi e / E))`` in epoch e of E from 0 on, where lr is 0.1."""
+    return config.lr / 2 * (1 + math.cos(math.pi * epoch / config.epochs))
+
+
+class Trainer:
+    """Network, optimizer and data of a run, and the step it is at.
+
+    Args:
+        config: the recipe.
+        data: with both parts.
+        place: of this process.
+        workers: processes that read photographs.
+        from_conv: weights of a convolutional network to start from.
+
+    Raises:
+        UserError: the data set does not fit, or the batch cannot be shared.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, data: DataSet, place: Place, workers: int = 0, from_conv: Path | None = None
+    ) -> None:
+        self.config, self.data, self.place = config, data, place
+        torch.manual_seed(config.seed)
+        classes = len(data.classes)
+        self.model = _network(config, classes, data.image_size, from_conv).to(place.device)
+        size = self.model.config.input_size
+        self.batches = TrainingBatches(
+            data,
+            size,
+            config.batch,
+            place,
+            seed=config.seed,
+            cutout=config.cutout,
+            augment=config.augment,
+            parts=config.accumulate,
+            workers=workers,
+        )
+        self.tests = TestBatches(data, size, BATCH, place, workers)
+        self.steps = self.batches.steps  # an epoch's
+        self.total = config.epochs * self.steps
+        self.shared: nn.Module = self.model
+        if place.world > 1:
+            ids = [place.device] if place.device.type == "cuda" else None
+            self.shared = DistributedDataParallel(self.model, device_ids=ids)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        attach(self.optimizer, self.model, config.eta)
+        # float16 loses small gradients, so the loss is scaled up; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=config.amp == "float16")
+        self.averaged = copy.deepcopy(self.model) if config.ema else None
+        self.step = 0
+        self.seconds = 0.0  # of the present epoch, training only
+        self.sums = torch.zeros(3, dtype=torch.float64, device=place.device)  # loss, right answers, images
+
+    def update(self, batch: Batch) -> None:
+        """One step of the algorithm."""
+        rate = learning_rate(self.config, self.step // self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [*zip(*(tensor.chunk(self.config.accumulate) for tensor in batch), strict=True)]
+        for number, (x, labels) in enumerate(parts, 1):
+            # Gradients travel between processes once, after the last part.
+            wait = self.place.world > 1 and number < len(parts)
+            with self.shared.no_sync() if wait else nullcontext():
+                with autocast(self.place.device, self.config.amp):
+                    logits = self.shared(x)
+                loss = F.cross_entropy(logits.float(), labels)
+                self.scaler.scale(loss * (len(labels) / len(batch.labels))).backward()
+            right = (logits.detach().argmax(1) == labels).double()
+            self.sums += torch.stack([loss.detach().double() * len(labels), right.sum(), torch.ones_like(right).sum()])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged:
+            _average(self.averaged, self.model, self.config.ema)
+        self.step += 1
+
+    def means(self) -> tuple[float, float]:
+        """Loss and share of right answers over the present epoch so far, in this process."""
+        loss, right, images = self.sums.tolist()
+        return loss / images, right / images
+
+    def finish_epoch(self) -> dict[str, float]:
+        """The figures of the epoch that has just ended, tested; the next one begins at zero.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        epoch = self.step // self.steps
+        loss, right, images = self.place.summed(self.sums).tolist()
+        self.check(loss / images)
+        kept = self.kept
+        kept.eval()
+        scores = score(kept, self.tests, len(self.data.classes), self.place, self.config.amp)
+        figures = {
+            "lr": learning_rate(self.config, epoch - 1),
+            "train_loss": loss / images,
+            "train_accuracy": 100 * right / images,
+            "test_loss": scores.loss,
+            "test_accuracy": 100 * scores.top1,
+            "test_top5": 100 * scores.top5,
+            "seconds": self.seconds,
+            "images_per_second": images / self.seconds,
+        }
+        self.sums.zero_()
+        self.seconds = 0.0
+        return figures
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is tested and kept: the averaged one where there is one."""
+        return self.averaged or self.model
+
+    def check(self, loss: float) -> None:
+        """UserError where the loss is no number; asked before anything is saved."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} in epoch {self.step // self.steps + 1}, step {self.step}; what was saved before "
+                "is kept; choose a lower --lr"
+            )
+
+    def save(self, file: Path) -> None:
+        """Write what :meth:`load` needs; every process must call it, the first one writes."""
+        sums = self.place.summed(self.sums).cpu()
+        if self.place.rank:
+            return
+        state = {
+            "config": asdict(self.config),
+            "data": self.about_data(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": sums,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        with atomic_path(file) as part:
+            torch.save(state, part)
+
+    def load(self, file: Path) -> None:
+        """Go on from a checkpoint: of the same recipe and data, or a UserError says what differs."""
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{file} cannot be resumed from ({error}); leave out --resume to begin anew") from error
+        if not isinstance(state, dict) or "config" not in state:
+            raise UserError(f"{file} is no checkpoint of a training run; leave out --resume to begin anew")
+        here = asdict(self.config) | self.about_data()
+        there = state["config"] | state["data"]
+        differing = [f"{k} {there.get(k)} (now {here[k]})" for k in here if there.get(k) != here[k]]
+        if differing:
+            raise UserError(
+                f"{file} was made with {', '.join(differing)}; give the same options, or another run folder"
+            )
+        self.model.load_state_dict(state["model"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.place.rank == 0:  # the sums are those of all processes
+            self.sums.copy_(state["sums"])
+
+    def about_data(self) -> dict[str, object]:
+        """What must be the same for a run to go on."""
+        parts = self.data.parts
+        return {
+            "images": len(parts["train"]),
+            "test_images": len(parts["test"]),
+            "classes": list(self.data.classes),
+        }
+
+
+def train(
+    config: TrainingConfig,
+    path: Path,
+    run: Path,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    resume: bool = False,
+    from_conv: Path | None = None,
+    command: str = "",
+) -> dict[str, float]:
+    """Train a network on a data set.
+
+    Args:
+        config: the recipe, from :func:`recipe`.
+        path: of the data set, see :mod:`addernet.datasets`.
+        run: folder for all that comes of it; made if need be.
+        device: ``auto``, ``cpu`` or ``cuda``; under torchrun each process takes its own GPU.
+        workers: processes that read photographs; what is read does not depend on their number.
+        resume: go on from the run's checkpoint.
+        from_conv: weights of a convolutional network to start from.
+        command: for the record.
+
+    Returns:
+        The last epoch's figures: epoch, lr, losses, accuracies in percent, seconds, images_per_second.
+
+    Raises:
+        UserError: data, run folder or checkpoint do not fit, or the loss is no number any more.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; what was learnt by then is saved.
+    """
+    with joined(device) as place, stop_requests() as stop_asked:
+        # Asked by one process for all: the first begins to write as soon as it knows.
+        if not resume and place.any(place.rank == 0 and (run / METRICS).exists()):
+            raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with -o")
+        trainer = Trainer(config, open_data(path, limit=config.limit), place, workers, from_conv)
+        if resume:
+            trainer.load(run / CHECKPOINT)
+            if trainer.step == trainer.total:
+                raise UserError(f"{run} is complete with {config.epochs} epochs; its weights are {run / MODEL}")
+        log = _log(trainer, run, command) if place.rank == 0 else None
+        figures: dict[str, float] = {}
+        bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=bool(place.rank) or None)
+        stopped = False
+        while trainer.step < trainer.total and not stopped:
+            if not _train_epoch(trainer, run, bar, stop_asked):
+                stopped = True
+                break
+            epoch = trainer.step // trainer.steps
+            figures = trainer.finish_epoch()
+            if log:
+                log.write(epoch, **figures)
+                log.plot()
+                tqdm.write(_line(epoch, config.epochs, figures), file=sys.stderr)
+                checkpoints.save(trainer.kept, run / MODEL, _metadata(trainer, command, {"epoch": epoch, **figures}))
+            trainer.save(run / CHECKPOINT)
+            stopped = trainer.step < trainer.total and place.any(stop_asked())
+        bar.close()
+        if log:
+            log.close()
+    if stopped:
+        raise KeyboardInterrupt(f"Stopped after step {trainer.step} of {trainer.total}; --resume goes on from {run}")
+    return {"epoch": trainer.step // trainer.steps, **figures}
+
+
+def _train_epoch(trainer: Trainer, run: Path, bar: tqdm, stop_asked: Callable[[], bool]) -> bool:
+    """The rest of the present epoch; False where it was asked to stop before its end, and saved."""
+    epoch, start = divmod(trainer.step, trainer.steps)
+    place = trainer.place
+    trainer.model.train()
+    before, began = trainer.seconds, time.monotonic()
+    shown = saved = began
+    for batch in trainer.batches.epoch(epoch, start):
+        trainer.update(batch)
+        bar.update()
+        now = time.monotonic()
+        trainer.seconds = before + now - began
+        last = trainer.step % trainer.steps == 0
+        if now - shown > SHOWN_EVERY or last:
+            loss, right = trainer.means()
+            trainer.check(loss)
+            bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, accuracy {100 * right:.1f}%")
+            shown = now
+        if not last and place.any(stop_asked() or now - saved > SAVED_EVERY):
+            trainer.check(trainer.means()[0])
+            trainer.save(run / CHECKPOINT)
+            saved = now
+            if place.any(stop_asked()):
+                return False
+    trainer.seconds = before + time.monotonic() - began  # now that a GPU has been waited for
+    return True
+
+
+def _network(config: TrainingConfig, classes: int, image_size: int | None, from_conv: Path | None) -> nn.Module:
+    if from_conv is None:
+        return build(config.arch, op=config.op, classes=classes, input_size=image_size, eta=config.eta)
+    if config.op != "adder":
+        raise UserError("--from-conv starts an adder network; leave out --op conv")
+    return checkpoints.from_conv(from_conv, config.arch, classes)
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """``averaged <- decay averaged + (1 - decay) model``, the statistics of batch norms included."""
+    for kept, now in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(now, 1 - decay)
+        else:
+            kept.copy_(now)
+
+
+def _line(epoch: int, epochs: int, figures: dict[str, float]) -> str:
+    return (
+        f"epoch {epoch}/{epochs}: train loss {figures['train_loss']:.4f}, {figures['train_accuracy']:.2f}%; "
+        f"test loss {figures['test_loss']:.4f}, {figures['test_accuracy']:.2f}%; "
+        f"{figures['seconds']:.1f} s, {figures['images_per_second']:.0f} images/s"
+    )
+
+
+def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
+    data = trainer.data
+    about = {
+        "tool": "addernet",
+        "version": version("papershelf-addernet"),
+        "torch": torch.__version__,
+        "device": str(trainer.place.device),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.place.world,
+        "command": command,
+        "config": asdict(trainer.config),
+        "data": {"name": data.name, **trainer.about_data(), "mean": data.mean, "std": data.std},
+        "steps": trainer.total,
+    }
+    done = trainer.step // trainer.steps
+    return TrainingLog(run, about, CURVES, done=done, count="epoch", extra="papershelf-addernet[train]")
+
+
+def _metadata(trainer: Trainer, command: str, figures: dict[str, float]) -> dict[str, str]:
+    """What the weights say of themselves, beside what :func:`addernet.checkpoints.save` adds."""
+    data = trainer.data
+    return {
+        "class_names": json.dumps(data.classes),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "command": command,
+        "seed": str(trainer.config.seed),
+        "training": json.dumps(asdict(trainer.config)),
+        "figures": json.dumps(figures),
+    }
