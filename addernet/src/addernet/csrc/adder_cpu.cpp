@@ -9,39 +9,54 @@
 namespace addernet {
 namespace {
 
+// Where a pixel's taps lie: `count` runs of `length` numbers without gaps.
+struct Runs {
+  int64_t count, length, pixel_step;
+  std::vector<int64_t> starts;
+
+  Runs(const Problem& problem, int64_t row) : pixel_step(problem.stride_w * problem.c) {
+    const bool joined = problem.groups == 1 && problem.dilation_w == 1;  // then a filter's row is one run
+    count = problem.kh * (joined ? 1 : problem.kw);
+    length = problem.group_c() * (joined ? problem.kw : 1);
+    for (int64_t i = 0; i < problem.kh; ++i)
+      for (int64_t j = 0; j < (joined ? 1 : problem.kw); ++j)
+        starts.push_back(i * problem.dilation_h * row + j * problem.dilation_w * problem.c);
+  }
+};
+
 // Sums of V registers of output channels, for P pixels.
 template <typename T, int V, int P>
 struct Tile {
   static constexpr int kWidth = V * kLanes<T>;
 
   // x: the first pixel's first tap. filters: [kh, kw, C of the group, kWidth]. y: the first pixel's first
-  // channel; `outputs` of them are there. box: sums of each pixel's taps. filter_sums: [kWidth].
-  static void run(const Problem& problem, const T* x, int64_t row, const T* filters, const T* box,
-                  const T* filter_sums, T* y, int64_t outputs) {
-    Lanes<T> sum[V][P] = {};
+  // channel; `outputs` of them are there, and `o` from one pixel to the next. box: sums of each pixel's taps.
+  // filter_sums: [kWidth].
+  static void run(const Runs& runs, const T* x, const T* filters, const T* box, const T* filter_sums, T* y,
+                  int64_t outputs, int64_t o) {
+    Lanes<T> sum[V][P];
+    UNROLLED for (int v = 0; v < V; ++v)
+      UNROLLED for (int p = 0; p < P; ++p) sum[v][p] = Lanes<T>{};
     const Lanes<T> one = opaque(T(1));
-    for (int64_t i = 0; i < problem.kh; ++i)
-      for (int64_t j = 0; j < problem.kw; ++j) {
-        const T* tap = x + i * problem.dilation_h * row + j * problem.dilation_w * problem.c;
-        const Pixels<T, P> pixels(tap, problem.stride_w * problem.c);
-        const int64_t channels = problem.group_c();
+    const int64_t length = runs.length, count = runs.count;
+    const int64_t* const starts = runs.starts.data();
+    for (int64_t r = 0; r < count; ++r) {
+      const Pixels<T, P> pixels(x + starts[r], runs.pixel_step);
 #pragma GCC unroll 2
-        for (int64_t c = 0; c < channels; ++c, filters += kWidth) {
-          Lanes<T> w[V];
-          written_out<V>([&](auto v) { w[v] = load(filters + v * kLanes<T>); });
-          written_out<P>([&](auto p) {
-            const Lanes<T> value = broadcast(pixels.template at<p>(c));
-            written_out<V>([&](auto v) { sum[v][p] += larger<T>(value, w[v]) * one; });
-          });
-        }
+      for (int64_t k = 0; k < length; ++k, filters += kWidth) {
+        Lanes<T> w[V];
+        UNROLLED for (int v = 0; v < V; ++v) w[v] = load(filters + v * kLanes<T>);
+        UNROLLED for (int p = 0; p < P; ++p)
+          UNROLLED for (int v = 0; v < V; ++v) sum[v][p] += larger(pixels.at(p, k), w[v]) * one;
       }
-    for (int v = 0; v < V; ++v) {
+    }
+    UNROLLED for (int v = 0; v < V; ++v) {
       const Lanes<T> w = load(filter_sums + v * kLanes<T>);
       const int64_t here = outputs - v * kLanes<T>;
       if (here <= 0) break;
-      for (int p = 0; p < P; ++p) {
+      UNROLLED for (int p = 0; p < P; ++p) {
         const Lanes<T> result = (broadcast(box[p]) - sum[v][p]) + (w - sum[v][p]);
-        T* to = y + p * problem.o + v * kLanes<T>;
+        T* to = y + p * o + v * kLanes<T>;
         here >= kLanes<T> ? store(to, result) : store_first(to, result, here);
       }
     }
@@ -51,7 +66,7 @@ struct Tile {
 constexpr int most_pixels(int v) { return std::min((kRegisters - v - 2) / v, 16); }
 
 template <typename T>
-using Run = void (*)(const Problem&, const T*, int64_t, const T*, const T*, const T*, T*, int64_t);
+using Run = void (*)(const Runs&, const T*, const T*, const T*, const T*, T*, int64_t, int64_t);
 
 template <typename T, int V>
 constexpr auto kRuns = []<int... I>(std::integer_sequence<int, I...>) {
@@ -123,6 +138,7 @@ void run(const Problem& problem, const T* x, const T* filters, T* y) {
       const int64_t height = (end - first - 1) * problem.stride_h + (problem.kh - 1) * problem.dilation_h + 1;
       rows.fill(x + n * problem.h * problem.w * problem.c, problem.h, problem.w, problem.c,
                 first * problem.stride_h - problem.pad_h, height, problem.pad_w, problem.pad_w);
+      const Runs runs(problem, rows.row);
       plane.resize(height * width);
       box.resize((end - first) * problem.wo);
       for (int64_t group = 0; group < problem.groups; ++group) {
@@ -141,11 +157,11 @@ void run(const Problem& problem, const T* x, const T* filters, T* y) {
           for (int64_t r = 0; r < end - first; ++r)
             for (int64_t p = 0; p < problem.wo; p += tiles.size) {
               const int64_t count = std::min(tiles.size, problem.wo - p);
-              kRuns<T, V>[count - 1](problem, image + r * problem.stride_h * rows.row + p * problem.stride_w * problem.c,
-                                     rows.row, panels.filters.data() + which * panels.width * panels.taps,
+              kRuns<T, V>[count - 1](runs, image + r * problem.stride_h * rows.row + p * runs.pixel_step,
+                                     panels.filters.data() + which * panels.width * panels.taps,
                                      box.data() + r * problem.wo + p, panels.sums.data() + which * panels.width,
                                      y + ((n * problem.ho + first + r) * problem.wo + p) * problem.o + group * group_o + o,
-                                     group_o - o);
+                                     group_o - o, problem.o);
             }
         }
       }

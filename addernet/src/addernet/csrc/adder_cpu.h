@@ -15,6 +15,9 @@ namespace addernet {
 
 ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Arrays of registers are only ever indexed in loops that are written out: then they are registers.
+#define UNROLLED _Pragma("GCC unroll 16")
+
 // Addresses of P neighbouring pixels. Four of them are one pointer and three offsets, so that all fit into
 // registers and each number is read by an instruction that also computes with it.
 template <typename T, int P>
@@ -25,27 +28,17 @@ struct Pixels {
 
   ALWAYS_INLINE Pixels(const T* first, int64_t step_elements)
       : step(step_elements * sizeof(T)), step3(3 * step_elements * sizeof(T)) {
-    for (int q = 0; q < kQuads; ++q) {
+    asm("" : "+r"(step3));
+    UNROLLED for (int q = 0; q < kQuads; ++q) {
       quads[q] = reinterpret_cast<const char*>(first + 4 * q * step_elements);
       asm("" : "+r"(quads[q]));
     }
-    asm("" : "+r"(step3));
   }
-  template <int p>
-  ALWAYS_INLINE T at(int64_t channel) const {
+  ALWAYS_INLINE const T& at(int p, int64_t channel) const {
     const char* quad = quads[p / 4] + channel * sizeof(T);
-    constexpr int k = p % 4;
-    return *reinterpret_cast<const T*>(k == 3 ? quad + step3 : quad + k * step);
+    return *reinterpret_cast<const T*>(p % 4 == 3 ? quad + step3 : quad + p % 4 * step);
   }
 };
-
-// Calls body(integral_constant<int, i>) for i from 0 to N - 1, written out.
-template <int N, typename Body>
-ALWAYS_INLINE void written_out(Body body) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (body(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
 
 // How a row of `pixels` is cut into tiles of at most `most`: as even as can be.
 struct Tiles {

@@ -21,9 +21,11 @@ struct Tile {
                   T* grad_x, int64_t step, int64_t channels) {
     constexpr int k = kLanes<T>;
     const Lanes<T> one = opaque(T(1));
-    Lanes<T> value[P], sum[P] = {};
-    for (int p = 0; p < P; ++p)
+    Lanes<T> value[P], sum[P];
+    UNROLLED for (int p = 0; p < P; ++p) {
       value[p] = channels >= k ? load(x + p * step) : load_first(x + p * step, channels);
+      sum[p] = Lanes<T>{};
+    }
     const int64_t outputs = problem.group_o();
     for (const Tap& tap : taps) {
       const Pixels<T, P> pixels(grad + tap.grad, problem.o);
@@ -31,13 +33,13 @@ struct Tile {
 #pragma GCC unroll 2
       for (int64_t o = 0; o < outputs; ++o, w += k) {
         const Lanes<T> filter = load(w);
-        written_out<P>([&](auto p) {
+        UNROLLED for (int p = 0; p < P; ++p) {
           const Lanes<T> difference = p % 2 ? filter * one - value[p] : filter - value[p];
-          sum[p] += clip<T>(difference) * broadcast(pixels.template at<p>(o));
-        });
+          sum[p] += clip<T>(difference) * broadcast(pixels.at(p, o));
+        }
       }
     }
-    for (int p = 0; p < P; ++p)
+    UNROLLED for (int p = 0; p < P; ++p)
       channels >= k ? store(grad_x + p * step, sum[p]) : store_first(grad_x + p * step, sum[p], channels);
   }
 };

@@ -79,6 +79,23 @@ ALWAYS_INLINE Lanes<T> larger(const Lanes<T>& a, const Lanes<T>& b) {
   return a > b ? a : b;
 }
 
+// The larger ones of `a` and one number in memory. Written down, since compilers read a number that is used
+// twice by an instruction of its own, which costs some processors as much as the maximum itself.
+template <typename T>
+ALWAYS_INLINE Lanes<T> larger(const T& number, const Lanes<T>& a) {
+#if defined(__AVX512F__)
+  Lanes<T> result;
+  if constexpr (std::is_same_v<T, float>) {
+    asm("vmaxps %2%{1to16%}, %1, %0" : "=v"(result) : "v"(a), "m"(number));
+  } else {
+    asm("vmaxpd %2%{1to8%}, %1, %0" : "=v"(result) : "v"(a), "m"(number));
+  }
+  return result;
+#else
+  return larger<T>(broadcast(number), a);
+#endif
+}
+
 // Between -1 and 1.
 template <typename T>
 ALWAYS_INLINE Lanes<T> clip(const Lanes<T>& x) {
