@@ -132,7 +132,9 @@ def pack(weight: Tensor, groups: int = 1) -> Tensor:
         where their numbers are no multiples of eight.
     """
     o, c, kh, kw = weight.shape
-    filters = F.pad(weight.view(groups, o // groups, c, kh, kw), (0, 0, 0, 0, 0, -c % LANE, 0, -(o // groups) % OUTPUTS))
+    filters = F.pad(
+        weight.view(groups, o // groups, c, kh, kw), (0, 0, 0, 0, 0, -c % LANE, 0, -(o // groups) % OUTPUTS)
+    )
     filters = filters.unflatten(2, (-1, LANE)).unflatten(1, (-1, OUTPUTS))  # [groups, blocks, 8, lanes, 8, kh, kw]
     return filters.permute(0, 1, 5, 6, 3, 2, 4).contiguous()
 
