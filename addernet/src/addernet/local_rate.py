@@ -43,7 +43,7 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module, eta: float | None
     attached.update(id(weight) for weight in etas)
 
     def normalize(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if args or kwargs.get("closure") is not None:
+        if len(args) > 1 or kwargs.get("closure") is not None:  # the first is the optimizer itself
             raise UserError("adder layers' local learning rate needs step() without a closure")
         # A fused optimizer under GradScaler divides by the factor itself, after this.
         scale = getattr(optimizer, "grad_scale", None)
