@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from papershelf.errors import UserError
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from addernet.resnet import Layer, Norm2d
+from addernet.vgg import of_size
 
+fx.wrap("of_size")
 INPUT_SIZE = 32  # C5 leaves one pixel of that; MNIST's 28x28 are padded by 2
 
 
@@ -47,8 +49,7 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, 32, 32]``, normalised, to logits ``[N, classes]``."""
-        if x.shape[2] != INPUT_SIZE or x.shape[3] != INPUT_SIZE:
-            raise UserError(f"lenet takes images of {INPUT_SIZE}x{INPUT_SIZE} pixels, got {x.shape[3]}x{x.shape[2]}")
+        x = of_size(x, INPUT_SIZE)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
         x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
         x = F.relu(self.bn3(self.conv3(x)))

@@ -7,7 +7,7 @@ channels, each pair followed by max pooling. The first layer and the classifier 
 from __future__ import annotations
 
 from papershelf.errors import UserError
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from addernet.resnet import Layer, Norm2d
 
@@ -49,9 +49,13 @@ class VggSmall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, input_size, input_size]``, normalised, to logits ``[N, classes]``."""
-        side = self.input_size
-        if x.shape[2] != side or x.shape[3] != side:
-            raise UserError(
-                f"this vgg-small takes {side}x{side} pixels, got {x.shape[3]}x{x.shape[2]}: resize, or build another"
-            )
-        return self.bn(self.fc(self.features(x).flatten(1)))
+        x = self.features(of_size(x, self.input_size))
+        return self.bn(self.fc(x.flatten(1)))
+
+
+@fx.wrap  # one node for whoever traces a network
+def of_size(x: Tensor, side: int) -> Tensor:
+    """``x``, unless its pixels are not ``side`` times ``side``."""
+    if x.shape[2] != side or x.shape[3] != side:
+        raise UserError(f"this network takes images of {side}x{side} pixels, got {x.shape[3]}x{x.shape[2]}: resize")
+    return x
