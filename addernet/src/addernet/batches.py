@@ -116,21 +116,20 @@ class TrainingBatches:
         return augmentation.cut_out(x, drawn.hole, self.cutout) if self.cutout else x
 
 
-class TestBatches:
-    """The test images in their order, as they are, or the middle of the photographs.
+class PlainBatches:
+    """The images of a part in their order, as they are, or the middle of the photographs.
 
     Args:
-        data: with its part ``test``.
-        size: side of the network's input; small images keep their own unless ``fit``.
+        data: the data set.
+        part: which of its parts, ``train`` or ``test``.
+        size: side of the network's input, for photographs; small images keep their own.
         batch: images at once, in each process.
         place: of this process; every process takes each ``world``-th batch.
         workers: processes that read photographs.
     """
 
-    __test__ = False  # pytest would take the name for a test's
-
-    def __init__(self, data: DataSet, size: int, batch: int, place: Place, workers: int = 0) -> None:
-        self.data, self.part, self.size, self.place, self.workers = data, data.parts["test"], size, place, workers
+    def __init__(self, data: DataSet, part: str, size: int, batch: int, place: Place, workers: int = 0) -> None:
+        self.data, self.part, self.size, self.place, self.workers = data, data.parts[part], size, place, workers
         firsts = range(place.rank * batch, len(self.part), batch * place.world)
         self.shares = [range(first, min(first + batch, len(self.part))) for first in firsts]
 

@@ -6,6 +6,8 @@ import click
 from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
+from addernet.cli_files import COMMANDS as FILES
+from addernet.cli_study import COMMANDS as STUDIES
 from addernet.cli_train import train
 
 
@@ -20,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (train,):
+for command in (train, *STUDIES, *FILES):
     main.add_command(command)

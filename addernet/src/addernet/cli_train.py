@@ -92,12 +92,13 @@ def train(
         raise click.UsageError("name the data set once: addernet train DATA, or addernet train --data DATA")
     import torch  # late: --help must answer at once, without PyTorch
 
-    from addernet import training
+    from addernet.recipes import recipe
+    from addernet.training import train as run_training
 
     if threads:
         torch.set_num_threads(threads)
-    figures = training.train(
-        training.recipe(arch, **changes),
+    figures = run_training(
+        recipe(arch, **changes),
         data or data_option,
         run,
         device=device,

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from lzma import LZMAError
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from papershelf.errors import UserError
@@ -148,7 +148,7 @@ def _choose(
     """The classes, and of each part the chosen names with their labels."""
     found: dict[str, dict[str, str]] = {}  # folder of a part -> name -> class
     for name in names:
-        parts = PurePosixPath(name).parts
+        parts = name.split("/")
         if len(parts) >= 3 and parts[-1].lower().endswith(READABLE) and not parts[-1].startswith("."):
             found.setdefault(parts[-3], {})[name] = parts[-2]
     of_split = {split: next((found[name] for name in SPLITS[split] if name in found), {}) for split in SPLITS}

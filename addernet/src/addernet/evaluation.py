@@ -7,21 +7,24 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from papershelf.errors import UserError
 from papershelf.processes import Place
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from addernet import checkpoints, cifar
-from addernet.batches import Batch, TestBatches
-from addernet.datasets import PHOTO_MEAN, PHOTO_STD, SMALL, DataSet, Files, Images, open_data
+from addernet import checkpoints, cifar, quantization
+from addernet.batches import Batch, PlainBatches
+from addernet.datasets import PHOTO_MEAN, PHOTO_STD, SMALL, DataSet, open_data
 
+SHIPPED = "shipped weights"
 TOP = 5
+CPU = Place(torch.device("cpu"))
 BATCH = 250  # images at once
 AMP = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -129,7 +132,6 @@ def evaluate(
     limit: int | None = None,
     workers: int = 0,
     amp: str = "off",
-    prepare: Callable[[nn.Module, DataSet], nn.Module] | None = None,
 ) -> Evaluation:
     """Test a network on the test part of a data set.
 
@@ -141,27 +143,60 @@ def evaluate(
         limit: at most so many images.
         workers: processes that read photographs.
         amp: ``off``, ``bfloat16`` or ``float16``.
-        prepare: changes the network first, such as to int8; gets the data set too.
 
     Raises:
         UserError: data or weights do not fit, or each other.
     """
-    file = weights or checkpoints.default_weights()
-    model = checkpoints.load(file)
-    data = as_trained(open_data(path, ("test",), limit), model, file)
-    about = f"{model.config.arch} {model.config.op}"
-    size = model.config.input_size
-    if prepare:
-        model = prepare(model, data)
-    model.to(place.device)
-    batches = TestBatches(data, size, batch, place, workers)
+    model = network(weights).to(place.device)
+    data = as_trained(open_data(path, ("test",), limit), model, str(weights or SHIPPED))
+    about = " ".join([model.config.arch, model.config.op, model.metadata.get("quantized", "")]).rstrip()
+    batches = PlainBatches(data, "test", model.config.input_size, batch, place, workers)
     began = time.monotonic()
     bar = tqdm(batches, "Testing", unit=" batches", disable=None, leave=False)
     scores = score(model, bar, len(data.classes), place, amp)
-    return Evaluation(data.name, str(weights or "shipped"), about, data.classes, scores, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Evaluation(data.name, str(weights or SHIPPED), about, data.classes, scores, seconds)
 
 
-def as_trained(data: DataSet, model: nn.Module, file: Path) -> DataSet:
+def images_of(path: Path, model: nn.Module, count: int) -> Tensor:
+    """Some training images of a data set as a network wants them, such as to measure ranges on.
+
+    Args:
+        path: of the data set.
+        model: what they are for.
+        count: at most so many, spread evenly over the set.
+
+    Returns:
+        ``[count, 3, H, W]`` float32 on the CPU.
+    """
+    data = open_data(path, ("train",), count)
+    mean, std = normalization(model, data)
+    data = replace(data, mean=mean, std=std)
+    return torch.cat([x for x, _ in PlainBatches(data, "train", model.config.input_size, BATCH, CPU)])
+
+
+def network(weights: Path | None) -> nn.Module:
+    """The network of a file, float32 or int8, on the CPU, ready for inference.
+
+    Args:
+        weights: what :mod:`addernet.checkpoints` or :mod:`addernet.quantization` reads; None: the shipped ResNet-20.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    file = weights or checkpoints.default_weights()
+    return quantization.load(file) if _quantized(file) else checkpoints.load(file)
+
+
+def _quantized(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as content:
+            return "quantized" in (content.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # no safetensors: checkpoints.load says what is wrong, if it is
+
+
+def as_trained(data: DataSet, model: nn.Module, file: str) -> DataSet:
     """The data set with the mean, deviation and labels that a network was trained with, as far as its file says.
 
     Raises:
@@ -175,7 +210,7 @@ def as_trained(data: DataSet, model: nn.Module, file: Path) -> DataSet:
     names = tuple(json.loads(metadata["class_names"])) if "class_names" in metadata else None
     if names and names != data.classes and set(data.classes) <= set(names):
         place = torch.tensor([names.index(name) for name in data.classes]).numpy()  # number here -> number there
-        parts = {split: type(part)(*_pictures(part), place[part.labels]) for split, part in parts.items()}
+        parts = {split: replace(part, labels=place[part.labels]) for split, part in parts.items()}
     elif len(data.classes) != config.classes:
         raise UserError(
             f"{file} tells {config.classes} classes apart, {data.name} has {len(data.classes)}; give weights or data "
@@ -189,7 +224,7 @@ def as_trained(data: DataSet, model: nn.Module, file: Path) -> DataSet:
         raise UserError(
             f"{file} takes images of {config.input_size} pixels; those of {data.name} have {data.image_size}"
         )
-    return DataSet(data.name, names, mean, std, parts)
+    return replace(data, classes=names, mean=mean, std=std, parts=parts)
 
 
 def normalization(model: nn.Module, data: DataSet | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -200,7 +235,3 @@ def normalization(model: nn.Module, data: DataSet | None = None) -> tuple[tuple[
     if data:
         return data.mean, data.std
     return (cifar.MEAN, cifar.STD) if model.config.input_size <= SMALL else (PHOTO_MEAN, PHOTO_STD)
-
-
-def _pictures(part: Images | Files) -> tuple:
-    return (part.pixels,) if isinstance(part, Images) else (part.paths,)

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,11 +33,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from addernet import checkpoints
-from addernet.architectures import ARCHITECTURES, IMAGENET, build
-from addernet.batches import Batch, TestBatches, TrainingBatches
+from addernet.architectures import build
+from addernet.batches import Batch, PlainBatches, TrainingBatches
 from addernet.datasets import DataSet, open_data
-from addernet.evaluation import AMP, BATCH, autocast, score
+from addernet.evaluation import BATCH, autocast, score
 from addernet.local_rate import attach
+from addernet.recipes import TrainingConfig, learning_rate
 
 CHECKPOINT, MODEL = "last.pt", "model.safetensors"
 SHOWN_EVERY = 0.5  # seconds between figures beside the progress bar, each of which waits for a GPU
@@ -47,57 +48,6 @@ CURVES = (
     Panel(("train_accuracy", "test_accuracy"), "%"),
     Panel(("lr",)),
 )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The recipe; what section 4 does not say is marked."""
-
-    arch: str = "resnet20"
-    op: str = "adder"  # conv: the twin to compare with
-    epochs: int = 400  # section 4.2; ImageNet 150 (section 4.3), LeNet 50 (section 4.1)
-    batch: int = 256  # sections 4.1 to 4.3; over all processes
-    lr: float = 0.1  # sections 4.1 to 4.3; the highest
-    momentum: float = 0.9  # section 4.1
-    nesterov: bool = False  # the released code; section 4.1 has it for LeNet
-    weight_decay: float = 5e-4  # sections 4.1 and 4.2; ImageNet 1e-4 (section 4.3)
-    eta: float = 0.2  # section 3.3: of the adder layers' local learning rate
-    seed: int = 0  # not in the paper: of weights, order and augmentation
-    augment: bool = True  # section 4.2; False: the images as they are
-    cutout: int = 0  # not in the paper: side in pixels of a square that is erased
-    amp: str = "off"  # not in the paper: convolutions in bfloat16 or float16
-    ema: float | None = None  # not in the paper: decay of averaged weights, which are then tested and kept
-    accumulate: int = 1  # not in the paper: parts in which a batch is computed, each with its own batch statistics
-    limit: int | None = None  # not in the paper: at most so many images of each part, for trials
-
-
-def recipe(arch: str, **changes: object) -> TrainingConfig:
-    """The paper's values for an architecture, with ``changes``; those that are None stay the paper's.
-
-    Raises:
-        UserError: there is no such architecture, or a value makes no sense.
-    """
-    if arch not in ARCHITECTURES:
-        raise UserError(f"no architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    own: dict[str, object] = {"epochs": 150, "weight_decay": 1e-4} if arch in IMAGENET else {}
-    own |= {"epochs": 50, "nesterov": True} if arch == "lenet" else {}
-    config = TrainingConfig(**{"arch": arch, **own, **{k: v for k, v in changes.items() if v is not None}})
-    least = {"epochs": 1, "batch": 1, "accumulate": 1, "limit": 1, "cutout": 0, "weight_decay": 0, "seed": 0}
-    for name, value in least.items():
-        if (given := getattr(config, name)) is not None and given < value:
-            raise UserError(f"{name} must be at least {value}, got {given}")
-    if config.amp not in AMP or config.op not in ("adder", "conv"):
-        raise UserError(f"amp must be one of {', '.join(AMP)} and op adder or conv, got {config.amp} and {config.op}")
-    if config.lr <= 0 or config.eta <= 0 or not 0 <= config.momentum < 1 or not 0 <= (config.ema or 0) < 1:
-        raise UserError("lr and eta must be above 0, momentum and ema from 0 to below 1")
-    if config.batch % config.accumulate:
-        raise UserError(f"a batch of {config.batch} cannot be computed in {config.accumulate} equal parts")
-    return config
-
-
-def learning_rate(config: TrainingConfig, epoch: int) -> float:
-    """Section 4: half a cosine, ``0.05 (1 + cos(pi e / E))`` in epoch e of E from 0 on, where lr is 0.1."""
-    return config.lr / 2 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
 class Trainer:
@@ -133,7 +83,7 @@ class Trainer:
             parts=config.accumulate,
             workers=workers,
         )
-        self.tests = TestBatches(data, size, BATCH, place, workers)
+        self.tests = PlainBatches(data, "test", size, BATCH, place, workers)
         self.steps = self.batches.steps  # an epoch's
         self.total = config.epochs * self.steps
         self.shared: nn.Module = self.model
@@ -289,7 +239,7 @@ def train(
     """Train a network on a data set.
 
     Args:
-        config: the recipe, from :func:`recipe`.
+        config: the recipe, from :func:`addernet.recipes.recipe`.
         path: of the data set, see :mod:`addernet.datasets`.
         run: folder for all that comes of it; made if need be.
         device: ``auto``, ``cpu`` or ``cuda``; under torchrun each process takes its own GPU.
