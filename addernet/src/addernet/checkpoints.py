@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from addernet.architectures import ARCHITECTURES, IMAGENET, Architecture, build
 from addernet.layer import ETA, Adder2d
+from addernet.resnet import DEPTHS
 from addernet.vgg import SHRINK, WIDTHS
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 names = list(file.keys())
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         if "global" not in str(error).lower():  # the word of PyTorch's messages for classes and functions
@@ -240,7 +241,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: holds a pickled model or other objects, and loading it would run code from it: refused; "
             "where it was made, save torch.save(model.state_dict(), ...)"
         ) from error
-    except (RuntimeError, EOFError, SafetensorError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:  # a cut file gives any of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as a network ({reason}); fetch it anew") from error
     return _tensors(content, str(path)), {}
@@ -271,10 +272,11 @@ def _recognise(
     tensors = {key[: -len("adder")] + "weight" if key.endswith(".adder") else key: t for key, t in tensors.items()}
     if has_adders:
         op = "adder"
-    candidates = [name for name in ARCHITECTURES if arch in (None, name)]
-    if not candidates:
+    if arch not in (None, *ARCHITECTURES):
         raise UserError(f"no architecture {arch!r}; there are {', '.join(ARCHITECTURES)}")
-    for name in candidates:
+    for name in ARCHITECTURES if arch is None else [arch]:
+        if arch is None and not _as_deep(name, tensors):
+            continue
         config = _fitted(name, tensors)
         if config is None:
             continue
@@ -292,8 +294,19 @@ def _recognise(
         if arch is not None:
             _check_shapes(tensors | dict.fromkeys(missing, torch.zeros(())), _empty(config).state_dict(), path, arch)
     raise UserError(
-        f"{path}: not a state dictionary of {', '.join(candidates)} (it begins with {next(iter(tensors))!r}); "
+        f"{path}: not a state dictionary of {arch or ', '.join(ARCHITECTURES)} (first is {next(iter(tensors))!r}); "
         "for a convolutional network of torchvision or timm use --from-conv"
+    )
+
+
+def _as_deep(arch: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether stages have as many blocks as in ``arch``: a glance, before networks are built to compare with."""
+    stages = DEPTHS[arch][1] if arch in DEPTHS else ()
+    return all(
+        (f"layer{stage + 1}.{block}.conv1.weight" in tensors) == (block < depth)
+        for stage, depth in enumerate((*stages, 0)[:4])
+        for block in (0, depth - 1, depth)
+        if block >= 0
     )
 
 
