@@ -3,9 +3,9 @@
 //
 // Both passes are one scheme over the work that adder_cuda_plan.h lays out: while a block computes from one buffer
 // in shared memory (adder_cuda_results.h) it fills the other (adder_cuda_buffers.h). Here are the kernel, the shapes
-// of its tiles and the choice among them. x stored as halves is computed with in halves, two at a
 // of its tiles and the choice among them. x stored as halves is computed with in halves, two at a time, but summed up
 // in float; bfloat16 is widened as it is loaded.
+#include <climits>
 #include <tuple>
 
 #include "adder_cuda_results.h"

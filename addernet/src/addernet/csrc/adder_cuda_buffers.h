@@ -222,7 +222,8 @@ __device__ __forceinline__ void load_source(Shared<Pass, Tile>& shared, int buff
   using S = typename Pass::S;
   using E = typename Pass::E;
   constexpr int K = Chunk<E>::kElements;
-  constexpr int kTogether = std::is_same_v<S, E> ? Tile::kRowLoads : 2;  // what is converted waits in registers
+  // What is to be converted waits in registers.
+  [[maybe_unused]] constexpr int kTogether = std::is_same_v<S, E> ? Tile::kRowLoads : 2;
   const int own = threadIdx.x % kDepth, first = threadIdx.x / kDepth;
   const int32_t dh = at.tap_h * in_h.step, dw = at.tap_w * in_w.step;
   const int64_t step = (static_cast<int64_t>(dh) * plan.w.source + dw) * plan.source_channels + at.chunk * K;
