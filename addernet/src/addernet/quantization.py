@@ -45,7 +45,7 @@ KIND = "int8"  # metadata "quantized" of our files
 SEARCH_IMAGES = 64  # that ranges are tried on; extremes are looked for in all
 BATCH = 16
 PERCENTILE = 0.9999  # where the search for a range begins, beside the extremes themselves
-SHRINK, TRIALS = 0.85, 10  # each further trial spans this part of the one before
+SHRINK, TRIALS = 0.8, 12  # each further trial spans this part of the one before
 SAMPLES = 1 << 16  # values per layer and batch that percentiles are taken from
 
 
