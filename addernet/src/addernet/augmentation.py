@@ -94,7 +94,8 @@ def cut_out(x: Tensor, hole: Tensor, side: int) -> Tensor:
     row, column = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
     rows = (row >= first[:, :1]) & (row < first[:, :1] + side)  # [N, H]
     columns = (column >= first[:, 1:]) & (column < first[:, 1:] + side)  # [N, W]
-    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    erased = (rows[:, :, None] & columns[:, None, :])[..., None]  # [N, H, W, 1]
+    return x.permute(0, 2, 3, 1).masked_fill(erased, 0).permute(0, 3, 1, 2)  # stays channels_last
 
 
 def normalized(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

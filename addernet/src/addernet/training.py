@@ -42,6 +42,7 @@ from addernet.recipes import TrainingConfig, learning_rate
 
 CHECKPOINT, MODEL = "last.pt", "model.safetensors"
 SHOWN_EVERY = 0.5  # seconds between figures beside the progress bar, each of which waits for a GPU
+DRAWN_EVERY = 10.0  # seconds between pictures of the curves: one takes half a second, an epoch may take two
 SAVED_EVERY = 600.0  # seconds of an epoch after which its state is saved
 CURVES = (
     Panel(("train_loss", "test_loss"), "cross-entropy"),
@@ -168,7 +169,7 @@ class Trainer:
         """UserError where the loss is no number; asked before anything is saved."""
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} in epoch {self.step // self.steps + 1}, step {self.step}; what was saved before "
+                f"the loss is {loss} in epoch {(self.step - 1) // self.steps + 1}, step {self.step}; what was saved before "
                 "is kept; choose a lower --lr"
             )
 
@@ -267,7 +268,7 @@ def train(
         log = _log(trainer, run, command) if place.rank == 0 else None
         figures: dict[str, float] = {}
         bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", disable=bool(place.rank) or None)
-        stopped = False
+        stopped, drawn = False, time.monotonic()
         while trainer.step < trainer.total and not stopped:
             if not _train_epoch(trainer, run, bar, stop_asked):
                 stopped = True
@@ -276,13 +277,16 @@ def train(
             figures = trainer.finish_epoch()
             if log:
                 log.write(epoch, **figures)
-                log.plot()
+                if time.monotonic() - drawn > DRAWN_EVERY:
+                    log.plot()
+                    drawn = time.monotonic()
                 tqdm.write(_line(epoch, config.epochs, figures), file=sys.stderr)
                 checkpoints.save(trainer.kept, run / MODEL, _metadata(trainer, command, {"epoch": epoch, **figures}))
             trainer.save(run / CHECKPOINT)
             stopped = trainer.step < trainer.total and place.any(stop_asked())
         bar.close()
         if log:
+            log.plot()
             log.close()
     if stopped:
         raise KeyboardInterrupt(f"Stopped after step {trainer.step} of {trainer.total}; --resume goes on from {run}")
