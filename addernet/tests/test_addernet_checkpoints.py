@@ -10,17 +10,17 @@ from papershelf.errors import UserError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from addernet import ARCHITECTURES, build, checkpoints, load, save
+from addernet import ARCHITECTURES, build, checkpoints, load, quantization, save
 
 
-def used(arch="resnet20", **options):
+def used(arch="resnet20", size=16, **options):
     """A network whose batch norms have seen something."""
     torch.manual_seed(2)
     model = build(arch, **options)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # statistics of what it has seen
-    model(torch.randn(4, model.config.in_channels, 16, 16))
+    model(torch.randn(4, model.config.in_channels, size, size))
     return model.eval()
 
 
@@ -135,6 +135,17 @@ def test_what_was_asked_for_must_be_there(tmp_path):
         load(tmp_path / "theirs.pth", arch="resnet21")
     with pytest.raises(UserError, match="op is adder, not conv"):
         load(tmp_path / "theirs.pth", op="conv")
+
+
+def test_networks_on_bytes_are_loaded_too(tmp_path):
+    model = used("lenet", size=32)
+    images = torch.randn(4, 3, 32, 32)
+    small = quantization.quantize(model, images)
+    quantization.save(small, tmp_path / "int8.safetensors")
+    again = load(tmp_path / "int8.safetensors", arch="lenet")
+    assert torch.equal(again(images), small(images))
+    with pytest.raises(UserError, match="classes is 10, not 3"):
+        load(tmp_path / "int8.safetensors", classes=3)
 
 
 class _Runs:
