@@ -267,7 +267,7 @@ def _interpolator(
     """What makes the networks once the data is known to be good, and what to call them."""
     from papershelf.errors import UserError
 
-    from rife.interpolator import MODES, Interpolator
+    from rife.interpolator import Interpolator, members
 
     if ensemble and not weights:
         raise UserError("--ensemble goes with --weights; for the modes' own networks use --mode best")
@@ -276,7 +276,7 @@ def _interpolator(
     if weights:
         name = f"{weights.name}{', ensemble' * ensemble}"
         return partial(Interpolator.from_file, weights, ensemble=ensemble, **where), name
-    return partial(Interpolator.from_mode, mode, **where), f"{mode} ({', '.join(m.weights for m in MODES[mode])})"
+    return partial(Interpolator.from_mode, mode, **where), f"{mode} ({', '.join(m.weights for m in members(mode))})"
 
 
 def _use_threads(threads: int | None) -> None:

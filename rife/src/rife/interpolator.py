@@ -5,7 +5,8 @@ test-time augmentation, "2T"); the average over networks is ours::
 
     fast       v4.6
     balanced   v4.0
-    best       v4.0 and v4.6, each with its inputs also swapped, upright and turned by 180 degrees
+    best       v4.0 and v4.6, each with its inputs also swapped, upright and turned by 180 degrees; and v3.1,
+               where it is cached, for frames right in the middle, which are all that it knows
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ MODES = {
     "balanced": (Member("v4.0"),),
     "best": (Member("v4.0", ensemble=True, turned=True), Member("v4.6", ensemble=True, turned=True)),
 }
+MIDDLE = {"best": Member("v3.1", turned=True)}  # joins in at t = 0.5 where its weights are cached
+
+
+def members(mode: str) -> tuple[Member, ...]:
+    """What a mode consists of on this machine."""
+    from rife import weights
+
+    more = MIDDLE.get(mode)
+    return MODES[mode] + ((more,) if more and weights.cached(more.weights) else ())
 
 
 def precision_named(name: str, device: torch.device) -> torch.dtype:
@@ -111,7 +121,7 @@ class Interpolator:
         for model, member in networks:
             fast = not plain and supports(model.config, scale) and fused.available(self.device)
             self.networks.append(((_Fast if fast else _Plain)(model, self.device, self.dtype, scale), member))
-        self.any_time = all(model.config.timestep for model, _ in networks)
+        self.any_time = any(model.config.timestep for model, _ in networks)
         memory = int(SHARE * free_memory(self.device)) if memory is None else memory
         self.pixels = max(1, memory // max(network.bytes_per_pixel for network, _ in self.networks))
 
@@ -121,7 +131,7 @@ class Interpolator:
         from rife import checkpoints, weights
 
         place = device_named(device)  # before a download that would be for nothing
-        networks = [(checkpoints.load(weights.find(member.weights)), member) for member in MODES[mode]]
+        networks = [(checkpoints.load(weights.find(member.weights)), member) for member in members(mode)]
         return cls(networks, device=place, **options)
 
     @classmethod
@@ -167,13 +177,20 @@ class Interpolator:
         return torch.cat([self._mean(a, b, [float(t) for t in group]) for group in groups])
 
     def _mean(self, a: Tensor, b: Tensor, alphas: list[float]) -> Tensor:
-        """[T, 3, H, W]: the mean of all networks' answers."""
-        answers = []
+        """[T, 3, H, W]: the mean of the answers of all networks that know these times."""
+        answers: list[list[Tensor]] = [[] for _ in alphas]
         for network, member in self.networks:
-            answers.append(network.between(a, b, alphas, member.ensemble))
+            known = [i for i, t in enumerate(alphas) if network.any_time or t == 0.5]
+            if not known:
+                continue
+            times = [alphas[i] for i in known]
+            frames = [network.between(a, b, times, member.ensemble)]
             if member.turned:
-                answers.append(network.between(a, b, alphas, member.ensemble, turned=True).flip(-2, -1))
-        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(0)
+                frames.append(network.between(a, b, times, member.ensemble, turned=True).flip(-2, -1))
+            for each in frames:
+                for i, answer in zip(known, each, strict=True):
+                    answers[i].append(answer)
+        return torch.stack([torch.stack(each).mean(0) if len(each) > 1 else each[0] for each in answers])
 
     def _by_halving(self, a: Tensor, b: Tensor, t: Fraction, depth: int) -> Tensor:
         """The paper's way to 4x and 8x with a network for t = 0.5: the middle of a middle."""
@@ -195,6 +212,7 @@ class _Plain:
 
     def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
         self.model, self.device, self.scale = model.to(device, dtype).eval(), device, scale
+        self.any_time = model.config.timestep
 
     def between(self, a: Tensor, b: Tensor, t: list[float], ensemble: bool, turned: bool = False) -> Tensor:
         height, width = a.shape[-2:]
@@ -212,6 +230,7 @@ class _Fast:
 
     def __init__(self, model: Rife, device: torch.device, dtype: torch.dtype, scale: float) -> None:
         self.network = Prepared(model, device, dtype, scale)
+        self.any_time = model.config.timestep
         self.bytes_per_pixel = 400 if model.config.refinement else 150  # likewise
         self.kept: list[tuple[Tensor, bool, Frame]] = []
 

@@ -24,7 +24,7 @@ from rife import pipeline, segmented
 from rife.cuts import THRESHOLD
 from rife.decisions import DecisionOptions
 from rife.encoder import EncodeOptions
-from rife.interpolator import MODES, Interpolator, usual_scale
+from rife.interpolator import Interpolator, members, usual_scale
 from rife.preview import FASTEST_GIF, PREVIEW_SUFFIXES, preview_sink
 from rife.report import Report
 from rife.sequence import ImageSource, check_free, image_sink
@@ -120,7 +120,7 @@ class Job:
         source, options = self.source, self.options
         size, frames = f"{source.width}x{source.height}", self.frames_expected
         new = "an unknown number of" if frames is None else frames
-        networks = options.weights or f"{options.mode} ({', '.join(m.weights for m in MODES[options.mode])})"
+        networks = options.weights or f"{options.mode} ({', '.join(m.weights for m in members(options.mode))})"
         return "\n".join(
             [
                 f"{options.input}: {size}, {rate_name(source.rate)} fps, {seconds(source.duration)}",

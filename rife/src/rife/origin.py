@@ -13,7 +13,7 @@ import torch
 from papershelf.devices import device_named
 
 from rife.encoder import EncoderChoice, VideoEncoder
-from rife.interpolator import MODES
+from rife.interpolator import members
 
 if TYPE_CHECKING:
     from rife.job import Job
@@ -58,7 +58,7 @@ def _weights(job: Job) -> list[Path]:
 
     if job.options.weights:
         return [job.options.weights]
-    return [weights.find(member.weights) for member in MODES[job.options.mode]]
+    return [weights.find(member.weights) for member in members(job.options.mode)]
 
 
 def _digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rife import checkpoints, fused, weights
-from rife.interpolator import MODES, Interpolator, Member
+from rife.interpolator import Interpolator, Member, members
 from rife.model import Rife
 
 SIZES = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}
@@ -107,10 +107,10 @@ def measure(
     place = device_named(device)
     contestants = {}
     for mode in [weights_file.name] if weights_file else modes:
-        members = [Member(weights_file.name)] if weights_file else list(MODES[mode])
-        files = [weights_file or weights.find(member.weights) for member in members]
+        chosen = [Member(weights_file.name)] if weights_file else list(members(mode))
+        files = [weights_file or weights.find(member.weights) for member in chosen]
         # Loaded twice: each side may keep, change and convert its own.
-        loaded = [[(checkpoints.load(f), m) for f, m in zip(files, members, strict=True)] for _ in range(2)]
+        loaded = [[(checkpoints.load(f), m) for f, m in zip(files, chosen, strict=True)] for _ in range(2)]
         ours = Interpolator(loaded[0], device=place, precision=precision)
         contestants[mode] = ours, [(model.to(place).eval(), member) for model, member in loaded[1]]
     end = time.perf_counter() + budget  # from here on: a first run fetches weights and builds kernels before

@@ -89,11 +89,16 @@ def find(name: str = "v4.0", *, download: bool = True) -> Path:
         UserError: unknown name, or nothing there and no way to fetch it; says what to run where.
     """
     path = cache_path(name)
-    if path.exists() or _from_installed(name):
+    if cached(name):
         return path
     if not download:
         raise UserError(f"the weights of {name} are not cached; {_by_hand(name)}")
     return get(name)
+
+
+def cached(name: str) -> bool:
+    """Whether :func:`find` has a release's file without the network."""
+    return cache_path(name).exists() or _from_installed(name)
 
 
 def get(name: str, force: bool = False) -> Path:
