@@ -16,8 +16,7 @@ when they cannot:
 ``addernet::int8_quantize``  q
 =========================  ============================================================================
 
-Not in the paper, which computes in float32; the shared step is that of "Shift and balance"-style int8 adder
-networks, where |x - w| makes it necessary.
+Not in the paper, which computes in float32. How grids are chosen is in :mod:`addernet.quantization`.
 """
 
 from __future__ import annotations
