@@ -28,7 +28,7 @@ def colors(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("colors") / "set", train=4, test=2)
 
 
-def colour_blind(path, names=NAMES, classes=3):
+def color_blind(path, names=NAMES, classes=3):
     """A file of a LeNet that answers the last class, whatever it sees."""
     torch.manual_seed(0)
     model = build("lenet", classes=classes)
@@ -54,10 +54,8 @@ def test_scores_are_what_a_hand_counts():
     assert (scores.images, scores.top1, scores.top5) == (5, 0.6, 0.8)
     assert scores.seen == (2, 1, 1, 0, 1, 0, 0)
     assert scores.right == (2, 1, 0, 0, 0, 0, 0)
-    by_hand = [
-        math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits.tolist(), labels, strict=True)
-    ]
-    assert scores.loss == pytest.approx(float(np.mean(by_hand)), rel=1e-6)
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    assert scores.loss == pytest.approx(np.mean([math.log(sum(map(math.exp, x))) - x[k] for x, k in rows]), rel=1e-6)
 
 
 def test_the_table_and_json():
@@ -75,7 +73,7 @@ def test_the_table_and_json():
 
 
 def test_weights_on_a_data_set(colors, tmp_path):
-    result = evaluate(colors, colour_blind(tmp_path / "w.safetensors"), CPU)
+    result = evaluate(colors, color_blind(tmp_path / "w.safetensors"), CPU)
     assert result.scores.right == (0, 0, 2)
     assert result.scores.top5 == 1
     assert result.about == "lenet adder"
@@ -83,7 +81,7 @@ def test_weights_on_a_data_set(colors, tmp_path):
 
 
 def test_classes_are_matched_by_name(colors, tmp_path):
-    file = colour_blind(tmp_path / "w.safetensors", json.dumps(["red", "violet", "blue", "green"]), classes=4)
+    file = color_blind(tmp_path / "w.safetensors", json.dumps(["red", "violet", "blue", "green"]), classes=4)
     result = evaluate(colors, file, CPU)  # always says green
     assert result.classes == ("red", "violet", "blue", "green")
     assert result.scores.seen == (2, 0, 2, 2)
@@ -92,7 +90,7 @@ def test_classes_are_matched_by_name(colors, tmp_path):
 
 def test_images_are_normalised_as_the_weights_say(colors, tmp_path):
     data = open_data(colors)
-    file = colour_blind(tmp_path / "w.safetensors")
+    file = color_blind(tmp_path / "w.safetensors")
     model = network(file)
     assert as_trained(data, model, "w").mean == data.mean
     model.metadata |= {"mean": "[0.1, 0.2, 0.3]", "std": "[1, 2, 3]"}
@@ -105,10 +103,10 @@ def test_images_are_normalised_as_the_weights_say(colors, tmp_path):
 
 def test_weights_that_do_not_fit(colors, tmp_path, caplog):
     with pytest.raises(UserError, match=r"w\.safetensors tells 5 classes apart, set has 3; give weights or data"):
-        evaluate(colors, colour_blind(tmp_path / "w.safetensors", None, classes=5), CPU)
+        evaluate(colors, color_blind(tmp_path / "w.safetensors", None, classes=5), CPU)
     with pytest.raises(UserError, match=r"nothing\.safetensors"):
         evaluate(colors, tmp_path / "nothing.safetensors", CPU)
-    evaluate(colors, colour_blind(tmp_path / "other.safetensors", '["a", "b", "c"]'), CPU)
+    evaluate(colors, color_blind(tmp_path / "other.safetensors", '["a", "b", "c"]'), CPU)
     assert "name the classes differently: the same order is assumed" in caplog.text
     small = make_folder(tmp_path / "small", train=1, test=1, size=(28, 28))
     with pytest.raises(UserError, match="takes images of 32 pixels; those of small have 28"):
@@ -133,12 +131,29 @@ def test_predictions(tmp_path):
     write_image(tmp_path / "a.png", picture(0, COLORS["red"], 100, 50))
     write_image(tmp_path / "b.jpg", picture(1, COLORS["blue"])[..., :1])
     found = list(
-        predict([tmp_path / "a.png", tmp_path / "b.jpg"], colour_blind(tmp_path / "w.safetensors"), CPU.device)
+        predict([tmp_path / "a.png", tmp_path / "b.jpg"], color_blind(tmp_path / "w.safetensors"), CPU.device)
     )
     assert [p.path for p in found] == [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
     assert found[0].classes == ("red", "green", "blue")
     assert found[0].probabilities == pytest.approx([0.6652, 0.2447, 0.0900], abs=1e-4)  # softmax of 2, 1, 0
-    nameless = colour_blind(tmp_path / "n.safetensors", None)
+    nameless = color_blind(tmp_path / "n.safetensors", None)
+    assert next(predict([tmp_path / "a.png"], nameless, CPU.device, top=1)).classes == ("2",)
+
+
+def test_predictions_see_what_evaluation_sees(colors, tmp_path):
+    """An image of the data set gets the same answer from its file as from the data set."""
+    torch.manual_seed(1)
+    data = open_data(colors)
+    model = build("lenet", op="conv", classes=3).eval()
+    about = {"class_names": NAMES, "mean": json.dumps(data.mean), "std": json.dumps(data.std)}
+    checkpoints.save(model, tmp_path / "w.safetensors", about)
+    paths = sorted((colors / "test").rglob("*.png"))
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    found = list(predict(paths, color_blind(tmp_path / "w.safetensors"), CPU.device))
+    assert [p.path for p in found] == list(map(str, paths))
+    assert found[0].classes == ("red", "green", "blue")
+    assert found[0].probabilities == pytest.approx([0.6652, 0.2447, 0.0900], abs=1e-4)  # softmax of 2, 1, 0
+    nameless = color_blind(tmp_path / "n.safetensors", None)
     assert next(predict([tmp_path / "a.png"], nameless, CPU.device, top=1)).classes == ("2",)
 
 

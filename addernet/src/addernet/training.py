@@ -168,9 +168,10 @@ class Trainer:
     def check(self, loss: float) -> None:
         """UserError where the loss is no number; asked before anything is saved."""
         if not math.isfinite(loss):
+            epoch = (self.step - 1) // self.steps + 1
             raise UserError(
-                f"the loss is {loss} in epoch {(self.step - 1) // self.steps + 1}, step {self.step}; what was saved before "
-                "is kept; choose a lower --lr"
+                f"the loss is {loss} in epoch {epoch}, step {self.step}; what was saved before is kept; choose a "
+                "lower --lr"
             )
 
     def save(self, file: Path) -> None:
