@@ -2,7 +2,6 @@
 // compute, their checks and gradients are in adder.py, which also brings all tensors into channels last.
 #include "adder.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,30 +9,15 @@
 #include <type_traits>
 #include <vector>
 
+#include "stream.h"
+
 namespace addernet {
 namespace {
 
+using papershelf::Scope;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Makes the tensor's GPU current and finds its stream; nothing to do on a CPU.
-template <typename Device>
-struct Scope {
-  void* stream = nullptr;
-  explicit Scope(const Tensor&) {}
-};
-
-#if defined(USE_CUDA)
-template <>
-struct Scope<Cuda> {
-  torch::stable::accelerator::DeviceGuard guard;
-  void* stream = nullptr;
-  explicit Scope(const Tensor& t) : guard(t.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  }
-};
-#endif
 
 Problem problem_of(const Tensor& x, const Tensor& filters, const std::vector<int64_t>& stride,
                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
@@ -73,7 +57,7 @@ const char* call_forward(const Problem& problem, const Tensor& x, const Tensor& 
 template <typename Device>
 Tensor forward(const Tensor& x, const Tensor& filters, std::vector<int64_t> stride, std::vector<int64_t> padding,
                std::vector<int64_t> dilation, int64_t groups) {
-  const Scope<Device> scope(x);
+  const Scope scope(x);
   const Problem problem = problem_of(x, filters, stride, padding, dilation, groups);
   Tensor y = new_tensor(x, {problem.n, problem.o, problem.ho, problem.wo}, filters.scalar_type());
   if (y.numel() > 0)
@@ -87,7 +71,7 @@ Tensor forward(const Tensor& x, const Tensor& filters, std::vector<int64_t> stri
 template <typename Device>
 Tensor input_gradient(const Tensor& grad, const Tensor& x, const Tensor& filters, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups) {
-  const Scope<Device> scope(x);
+  const Scope scope(x);
   const Problem problem = problem_of(x, filters, stride, padding, dilation, groups);
   Tensor grad_x = new_tensor(x, {problem.n, problem.c, problem.h, problem.w}, x.scalar_type());
   if (grad_x.numel() > 0)

@@ -2,7 +2,6 @@
 // CUDA kernels. Schemas and what each operator means are in int8.py.
 #include "int8.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,31 +10,16 @@
 #include <tuple>
 #include <vector>
 
+#include "stream.h"
+
 namespace addernet_int8 {
 namespace {
 
+using papershelf::Scope;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-
-// Makes the tensor's GPU current and finds its stream; nothing to do on a CPU.
-template <typename Device>
-struct Scope {
-  void* stream = nullptr;
-  explicit Scope(const Tensor&) {}
-};
-
-#if defined(USE_CUDA)
-template <>
-struct Scope<Int8Cuda> {
-  torch::stable::accelerator::DeviceGuard guard;
-  void* stream = nullptr;
-  explicit Scope(const Tensor& t) : guard(t.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  }
-};
-#endif
 
 // Dense, channels last; the tensor itself where it is so already.
 Tensor channels_last(const Tensor& t) { return torch::stable::contiguous(t, MemoryFormat::ChannelsLast); }
@@ -79,7 +63,7 @@ T* data_of(const Tensor& t) {
 template <typename Device>
 void launch(const Problem& p, const Tensor& x, const Tensor& filters, const Epilogue& epilogue) {
   if (p.n == 0 || p.o == 0) return;
-  const Scope<Device> scope(x);
+  const Scope scope(x);
   const char* error = Device::forward(p, static_cast<const uint8_t*>(x.const_data_ptr()),
                                       static_cast<const uint8_t*>(filters.const_data_ptr()), epilogue, scope.stream);
   STD_TORCH_CHECK(!error, "addernet::int8: ", error);
@@ -130,7 +114,7 @@ template <typename Device>
 Tensor quantize(const Tensor& x, double inverse_step, int64_t zero_point) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.dim() == 4,
                   "addernet::int8_quantize: x must be float32 [N, C, H, W]");
-  const Scope<Device> scope(x);
+  const Scope scope(x);
   const Tensor from = channels_last(x);
   Tensor out = torch::stable::empty(x.sizes(), ScalarType::Byte, std::nullopt, x.device(), std::nullopt,
                                     MemoryFormat::ChannelsLast);

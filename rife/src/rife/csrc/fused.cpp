@@ -2,7 +2,6 @@
 // kernels. Schemas and what each operator means are in fused.py.
 #include "fused.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,31 +10,16 @@
 #include <optional>
 #include <vector>
 
+#include "stream.h"
+
 namespace rife {
 namespace {
 
+using papershelf::Scope;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-
-// Makes the tensor's GPU current and finds its stream; nothing to do on a CPU.
-template <typename Device>
-struct Scope {
-  void* stream = nullptr;
-  explicit Scope(const Tensor&) {}
-};
-
-#if defined(USE_CUDA)
-template <>
-struct Scope<FusedCuda> {
-  torch::stable::accelerator::DeviceGuard guard;
-  void* stream = nullptr;
-  explicit Scope(const Tensor& t) : guard(t.get_device_index()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  }
-};
-#endif
 
 // Calls body(S{}) with what the convolutions' numbers are stored as.
 template <typename Body>
@@ -86,7 +70,7 @@ Pair pair_of(const Tensor& img0, const Tensor& img1, const Tensor* state, const 
 template <typename Device>
 Tensor assemble(const Tensor& img0, const Tensor& img1, const MaybeTensor& state, const Tensor& t,
                 std::vector<int64_t> planes, int64_t scale, int64_t channels, ScalarType type) {
-  const Scope<Device> scope(img0);
+  const Scope scope(img0);
   Recipe recipe{};
   recipe.planes = static_cast<int32_t>(planes.size()), recipe.scale = static_cast<int32_t>(scale);
   STD_TORCH_CHECK(recipe.planes <= kPlanes, "rife_fused: too many planes");
@@ -107,7 +91,7 @@ Tensor assemble(const Tensor& img0, const Tensor& img1, const MaybeTensor& state
 
 template <typename Device>
 void add_upsampled(const Tensor& state, const Tensor& change, int64_t factor, bool shuffle) {
-  const Scope<Device> scope(state);
+  const Scope scope(state);
   check_float(state, "state"), check_channels_last(change, "change");
   with_storage(change.scalar_type(), [&]<typename S>(S) {
     const Change<S> from{data_of<S>(change), static_cast<int32_t>(change.size(2)), static_cast<int32_t>(change.size(3)),
@@ -126,7 +110,7 @@ void add_upsampled(const Tensor& state, const Tensor& change, int64_t factor, bo
 template <typename Device>
 Tensor blend_pair(const Tensor& img0, const Tensor& img1, const Tensor& state, const MaybeTensor& residual,
                   int64_t rows, int64_t columns) {
-  const Scope<Device> scope(img0);
+  const Scope scope(img0);
   const Pair pair = pair_of(img0, img1, &state, nullptr);
   STD_TORCH_CHECK(rows <= pair.h && columns <= pair.w, "rife_fused::blend_pair: more is wanted than there is");
   if (residual) check_channels_last(*residual, "residual");
@@ -143,7 +127,7 @@ Tensor blend_pair(const Tensor& img0, const Tensor& img1, const Tensor& state, c
 template <typename Device>
 void activate(const Tensor& x, const MaybeTensor& bias, const Tensor& slope, const MaybeTensor& before,
               const MaybeTensor& after) {
-  const Scope<Device> scope(x);
+  const Scope scope(x);
   check_channels_last(x, "x"), check_float(slope, "slope");
   if (bias) check_float(*bias, "bias");
   for (const MaybeTensor* other : {&before, &after})
