@@ -96,8 +96,8 @@ def test_versions():
 def test_train_takes_data_by_either_name(tmp_path):
     folder, _ = make_cifar(tmp_path / "set")
     options = ["--arch", "lenet", "--op", "conv", "--epochs", "1", "--batch", "10", "--device", "cpu", "--json"]
-    a, b = (json.loads(call("train", *data, *options, "-o", tmp_path / data[0][-4:])) for data in
-            (["--data", folder], [str(folder)]))  # fmt: skip
+    a = json.loads(call("train", folder, *options, "-o", tmp_path / "a"))
+    b = json.loads(call("train", "--data", folder, *options, "-o", tmp_path / "b"))
     assert a["train_loss"] == b["train_loss"]
     for data in ([], [folder, "--data", folder]):
         assert "name the data set once" in call("train", *data, code=2)

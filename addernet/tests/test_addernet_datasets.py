@@ -39,14 +39,19 @@ def test_cifar_in_the_folder_above_and_a_part_of_it(tmp_path):
 
 
 def test_pickles_as_python_2_and_old_numpy_wrote_them(tmp_path):
+    """As the real files are: byte strings, numpy's old module, numbers where numpy now wants truth values."""
     folder, held = make_cifar(tmp_path / "set")
-    for name in held:  # text keys come as bytes, numpy's module had another name, truth values were numbers
-        content = (folder / name).read_bytes()
-        old = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-        old = old.replace(b"X\x02\x00\x00\x00u1", b"U\x02u1").replace(b"\x89\x88\x87R", b"K\x00K\x01\x87R")
-        assert all(piece in old for piece in (b"numpy.core.multiarray", b"U\x02u1", b"K\x00K\x01\x87R"))
-        (folder / name).write_bytes(old)
-    assert np.array_equal(open_data(folder).parts["test"].pixels, held["test_batch"][0])
+    for name, (pixels, labels) in held.items():
+        planes = pixels.transpose(0, 3, 1, 2).tobytes()
+        array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        state = b"(K\x01K" + bytes([len(pixels)]) + b"M\x00\x0c\x86" + dtype + b"\x89T"
+        state += len(planes).to_bytes(4, "little") + planes + b"tb"
+        numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels.tolist()) + b"e"
+        (folder / name).write_bytes(b"\x80\x02}(U\x04data" + array + state + b"U\x06labels" + numbers + b"u.")
+    data = open_data(folder)
+    assert np.array_equal(data.parts["test"].pixels, held["test_batch"][0])
+    assert data.parts["train"].labels.tolist() == np.concatenate([held[name][1] for name in list(held)[:-1]]).tolist()
 
 
 class Evil:
