@@ -26,10 +26,10 @@ HOST_DEVICE float saturate(float value) {
 #if defined(__CUDA_ARCH__)
   return __saturatef(value);
 #else
-  return std::fmin(std::fmax(value, 0.0f), 1.0f);  // NaN becomes 0, as on a GPU
+  return value > 0 ? (value < 1 ? value : 1) : 0;  // NaN becomes 0, as on a GPU
 #endif
 }
-HOST_DEVICE double saturate(double value) { return fmin(fmax(value, 0.0), 1.0); }
+HOST_DEVICE double saturate(double value) { return value > 0 ? (value < 1 ? value : 1) : 0; }
 
 // Each rounds to half, as the instruction does.
 HOST_DEVICE Half difference(Half a, Half b) { return narrow<Half>(widen(a) - widen(b)); }
