@@ -347,14 +347,16 @@ def test_two_processes_give_the_gradients_of_one_with_the_joined_batch(colors, t
 def test_torchrun_takes_the_same_command(colors, tmp_path):
     options = ["--arch", "lenet", "--op", "conv", "--batch", "8", "--epochs", "2", "--device", "cpu", "--lr", "0.01"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    for launcher, name in ([], "alone"), (torchrun, "shared"):
+    # Two processes take batch statistics over half a batch each, as one does over two parts.
+    for launcher, parts, name in ([], "2", "alone"), (torchrun, "1", "shared"):
         command = [sys.executable, "-m", *launcher, "addernet", "train", str(colors), *options]
-        command += ["-o", str(tmp_path / name)]
+        command += ["--accumulate", parts, "-o", str(tmp_path / name)]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert read_metrics(tmp_path / "shared")[0]["processes"] == 2
     alone, shared = (read_metrics(tmp_path / name)[-1] for name in ("alone", "shared"))
     assert shared["epoch"] == 2
-    assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=0.2)
+    assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
+    assert shared["train_accuracy"] == alone["train_accuracy"]
 
 
 @pytest.mark.parametrize("op", ["adder", "conv"])
