@@ -1,5 +1,8 @@
 """The adder operation: equal to slow, obvious formulas over all shapes, with the paper's surrogate gradients."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -301,3 +304,13 @@ def test_threads_change_no_bit():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+@pytest.mark.slow  # two builds
+@pytest.mark.skipif(os.environ.get("PAPERSHELF_NATIVE") == "cuda-on-cpu", reason="of the CPU's kernels")
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -mno-avx"])
+def test_processors_with_less(flags):
+    tests = [__file__, "-m", "not slow", "-k", "formulas or any_shape or exact"]
+    env = os.environ | {"PAPERSHELF_CXXFLAGS": flags, "PAPERSHELF_NATIVE": "require"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

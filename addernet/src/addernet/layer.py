@@ -103,7 +103,7 @@ class Adder2d(nn.Module):
 
 
 def normalize_gradient(grad: Tensor, eta: float) -> Tensor:
-    """Eq. (12), section 3.3: eta sqrt(k) / ||g||_2 times a layer's filter gradient g of k elements."""
+    """Section 3.3: eta sqrt(k) / ||g||_2 times a layer's filter gradient g of k elements."""
     norm = torch.linalg.vector_norm(grad, dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
     return grad * (eta * math.sqrt(grad.numel()) / norm.clamp(min=1e-12)).to(grad.dtype)
 
