@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch.nn.functional as F
 from addernet.adder import _kernels, adder2d_reference, filter_gradient
 from addernet.architectures import build
 from addernet.local_rate import attach
+from papershelf.measuring import commit, interleaved
 from torch import Tensor
 from torch.utils.benchmark import timer  # waits for the GPU
 
@@ -118,30 +117,6 @@ def step_calls(n: int, device: str) -> Calls:
     }
 
 
-def measure(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call over rounds in which each has its turn: median and interquartile range."""
-    number = {}
-    for name, call in calls.items():
-        for _ in range(3):
-            call()
-        start = timer()
-        call()
-        # Many calls a turn, so that the GPU is never waiting for Python.
-        number[name] = max(1, min(100, int(0.02 / (timer() - start))))
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = timer()
-            for _ in range(number[name]):
-                call()
-            taken[name].append((timer() - start) / number[name] * 1e3)
-    found = {}
-    for name, times in taken.items():
-        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        found[name] = {"ms": round(median, 4), "iqr_ms": round(high - low, 4)}
-    return found
-
-
 def highest_clock() -> float | None:
     """Hz of the multiprocessors, where the driver tells."""
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
@@ -164,7 +139,7 @@ def measure_layers(n: int, device: str, most: float | None, rounds: int) -> list
     for name, (channels, side) in LAYERS.items():
         for dtype in (torch.float32, torch.float16):
             for kind, calls in layer_calls(n, channels, side, dtype, device).items():
-                times = measure(calls, rounds)
+                times = interleaved(calls, rounds, timer)
                 terms = n * channels**2 * 9 * side**2
                 for found in times.values():
                     found["g_per_second"] = round(terms / found["ms"] / 1e6, 1)
@@ -177,11 +152,6 @@ def measure_layers(n: int, device: str, most: float | None, rounds: int) -> list
                 print(f"{name:14} {row['dtype']:8} {kind:8} {told}{share}", flush=True)
                 rows.append(row)
     return rows
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return os.environ.get("COMMIT") or done.stdout.strip() or "unknown"
 
 
 def main() -> None:
@@ -197,7 +167,7 @@ def main() -> None:
     most = limit()
     layers = measure_layers(BATCH, "cuda", most, ROUNDS)
     torch.backends.cudnn.benchmark = True  # as one trains
-    steps = measure(step_calls(BATCH, "cuda"), ROUNDS)
+    steps = interleaved(step_calls(BATCH, "cuda"), ROUNDS, timer)
     print("ResNet-20, a training step: " + "  ".join(f"{name} {t['ms']:.2f} ms" for name, t in steps.items()))
     if args.json:
         machine = {

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +25,7 @@ from addernet.architectures import build
 from addernet.evaluation import CPU, evaluate, images_of, network
 from addernet.int8 import _kernels, pack
 from addernet.quantization import quantize, save
+from papershelf.measuring import commit, interleaved, processor
 
 LAYERS = {  # name: images, channels, side
     "16-16 32x32": (128, 16, 32),
@@ -81,28 +79,6 @@ def network_calls(n: int) -> Calls:
 
 
 @torch.no_grad()
-def measure(calls: Calls, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call over rounds in which each has its turn: median, interquartile range, least."""
-    number = {}
-    for name, call in calls.items():
-        call()
-        start = perf_counter()
-        call()
-        number[name] = max(1, min(200, int(0.02 / (perf_counter() - start))))
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = perf_counter()
-            for _ in range(number[name]):
-                call()
-            taken[name].append((perf_counter() - start) / number[name] * 1e3)
-    found = {}
-    for name, times in taken.items():
-        low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-        found[name] = {"ms": round(median, 4), "iqr_ms": round(high - low, 4), "min_ms": round(min(times), 4)}
-    return found
-
-
 def accuracy(weights: Path | None, data: Path) -> dict[str, float]:
     """Top 1 of a network and of what ``quantize`` makes of it, in percent, on all test images."""
     model = network(weights)
@@ -115,17 +91,6 @@ def accuracy(weights: Path | None, data: Path) -> dict[str, float]:
     found = {name: round(100 * score.top1, 3) for name, score in scores.items()}
     lost = round(found["float32"] - found["int8"], 3)
     return {**found, "lost": lost, "images": scores["int8"].images, "calibration_seconds": round(seconds, 1)}
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return os.environ.get("COMMIT") or done.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:
@@ -144,14 +109,14 @@ def main() -> None:
     for threads in (1,) if args.quick else (1, 2):
         torch.set_num_threads(threads)
         for name, (n, channels, side) in LAYERS.items():
-            times = measure(layer_calls(n, channels, side), rounds)
+            times = interleaved(layer_calls(n, channels, side), rounds)
             taps = n * (3 * channels * side) ** 2
             speed = {how: round(taps / time["ms"] / 1e6, 1) for how, time in times.items()}
             rows.append({"what": name, "n": n, "threads": threads, "giga_taps_per_second": speed, **times})
             told = "  ".join(f"{how} {value:6.1f}" for how, value in speed.items())
             print(f"{name:14} N={n:<4} threads={threads}  G taps/s: {told}", flush=True)
         for n in (1, 128):
-            times = measure(network_calls(n), rounds)
+            times = interleaved(network_calls(n), rounds)
             rows.append({"what": "resnet20", "n": n, "threads": threads, **times})
             told = "  ".join(f"{how} {time['ms']:8.2f}" for how, time in times.items())
             print(f"{'resnet20':14} N={n:<4} threads={threads}  ms: {told}", flush=True)

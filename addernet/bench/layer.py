@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from time import perf_counter
 import torch
 from addernet.adder import adder2d, adder2d_reference, filter_gradient, input_gradient_reference
 from addernet.speed import LAYERS, WINDOW, as_table, machine, make, measure
+from papershelf.measuring import commit
 
 MEMORY = """
 import resource, sys, torch
@@ -96,11 +96,6 @@ def main() -> None:
         head = machine(max(args.threads)) | {"commit": commit()}
         report = {"machine": head, "results": results, "errors": off, "peak_memory_mib": grown}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return os.environ.get("COMMIT") or done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

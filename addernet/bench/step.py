@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from addernet.architectures import build
 from addernet.layer import Adder2d
 from addernet.local_rate import attach
 from addernet.speed import machine
+from papershelf.measuring import commit
 from torch import Tensor, nn
 
 MEMORY = """
@@ -130,8 +130,7 @@ def main() -> None:
     grown = {op: memory(args.arch, op, args.batch) for op in ("adder", "conv")}
     print(f"peak memory of a step: adder {grown['adder']:.0f} MiB, conv {grown['conv']:.0f} MiB")
     if args.json:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-        head = machine(max(args.threads)) | {"commit": os.environ.get("COMMIT") or done.stdout.strip() or "unknown"}
+        head = machine(max(args.threads)) | {"commit": commit()}
         args.json.write_text(
             json.dumps({"machine": head, "results": results, "peak_memory_mib": grown}, indent=2) + "\n"
         )

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import torch
 from papershelf.images import write_image
+from papershelf.measuring import commit
 from papershelf.processes import Place
 from rife.training import LAST, TrainingConfig, recipe, train, validate
 from rife.triplets import Sequences, ValidationSamples
@@ -116,11 +116,6 @@ def run(part: str, triplets: Path, config: TrainingConfig, device: str, workers:
         "seconds": round(seconds, 1),
         "config": asdict(config),
     }
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    return os.environ.get("COMMIT") or done.stdout.strip() or "unknown"
 
 
 def main() -> None:

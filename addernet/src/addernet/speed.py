@@ -15,16 +15,15 @@ is given that pass's half.
 from __future__ import annotations
 
 import json
-import platform
 import re
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from papershelf.errors import UserError
+from papershelf.measuring import processor
 from torch import Tensor
 
 from addernet.adder import adder2d_reference, filter_gradient
@@ -61,10 +60,8 @@ def run(layers: tuple[str, ...], threads: int, seconds: float, as_json: bool) ->
 
 
 def machine(threads: int) -> dict:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"device": name, "threads": threads, "torch": torch.__version__}
+    """What figures belong to."""
+    return {"device": processor(), "threads": threads, "torch": torch.__version__}
 
 
 def measure(layer: str, seconds: float) -> list[dict]:
