@@ -1,0 +1,74 @@
+// Neighbouring rays side by side on a CPU, by the compilers' vector types: two of the widest registers of AVX-512,
+// more of lesser ones.
+#pragma once
+#include <cstring>
+
+#if defined(__AVX512DQ__)
+#include <immintrin.h>
+#endif
+
+#include "trace_math.h"
+
+namespace distrender {
+
+constexpr int kLaneBytes = 128;
+template <typename T>
+constexpr int kLanes = kLaneBytes / sizeof(T);
+
+template <typename T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(kLaneBytes)));
+};
+template <typename T>
+using Lanes = typename LanesOf<T>::type;
+
+template <typename T, typename I>
+struct LaneKind {
+  using Scalar = T;
+  using Index = Lanes<I>;
+  HOST_DEVICE static Lanes<T> all(T value) { return value - Lanes<T>{}; }
+  HOST_DEVICE static Lanes<T> root(const Lanes<T>& x) {
+    T numbers[kLanes<T>];
+    memcpy(numbers, &x, sizeof(x));
+    for (int i = 0; i < kLanes<T>; ++i) numbers[i] = Kind<T>::root(numbers[i]);
+    Lanes<T> roots;
+    memcpy(&roots, numbers, sizeof(roots));
+    return roots;
+  }
+  HOST_DEVICE static Index whole(const Lanes<T>& x) { return __builtin_convertvector(x, Index); }
+  HOST_DEVICE static Lanes<T> number(const Index& i) { return __builtin_convertvector(i, Lanes<T>); }
+  HOST_DEVICE static Lanes<T> gather(const T* from, const Index& at) {
+    I places[kLanes<T>];
+    T numbers[kLanes<T>];
+    memcpy(places, &at, sizeof(at));
+    for (int i = 0; i < kLanes<T>; ++i) numbers[i] = from[places[i]];
+    Lanes<T> found;
+    memcpy(&found, numbers, sizeof(found));
+    return found;
+  }
+};
+template <>
+struct Kind<Lanes<float>> : LaneKind<float, int32_t> {};
+template <>
+struct Kind<Lanes<double>> : LaneKind<double, int64_t> {};
+
+// Bit i is set where lane i of a mask is.
+template <typename M>
+HOST_DEVICE uint32_t bits_of(const M& mask) {
+  constexpr int count = kLaneBytes / sizeof(mask[0]);
+#if defined(__AVX512DQ__)
+  __m512i half[2];
+  memcpy(half, &mask, sizeof(mask));
+  if constexpr (count == 32) {
+    return _mm512_movepi32_mask(half[0]) | static_cast<uint32_t>(_mm512_movepi32_mask(half[1])) << 16;
+  } else {
+    return _mm512_movepi64_mask(half[0]) | static_cast<uint32_t>(_mm512_movepi64_mask(half[1])) << 8;
+  }
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
+  return bits;
+#endif
+}
+
+}  // namespace distrender
