@@ -234,27 +234,27 @@ def query(sdf: SDF, points: Tensor) -> Tensor:
 
 def trace_rays(sdf: SDF, origins: Tensor, directions: Tensor, start: Tensor | None, options: MarchOptions) -> March:
     """March rays ``[N, 3]`` from the ball's rim or from ``start`` ``[N]``."""
-    near, far = ball_interval(origins, directions, options.bound)
+    near, _ = ball_interval(origins, directions, options.bound)
     start = near if start is None else torch.maximum(near, start)
-    march = march_reference(sdf, origins, directions, start, options)
-    if options.closest:
-        passing = (near < far) & (march.state == MISSED) & march.min_sdf.isfinite()
-        _approach(sdf, origins, directions, march, passing.nonzero()[:, 0], far, options)
+    march = march_rays(sdf, origins, directions, start, options)
+    approach(sdf, origins, directions, march, options)
     return march
 
 
-def _approach(sdf: SDF, origins: Tensor, directions: Tensor, march: March, rays: Tensor, far: Tensor, options) -> None:
-    """Move the smallest samples of ``rays`` towards the minimum of |f| along the ray.
+def approach(sdf: SDF, origins: Tensor, directions: Tensor, march: March, options: MarchOptions) -> None:
+    """Move the smallest samples of rays that missed towards the minimum of |f| along the ray (``closest``).
 
     Along a line past a point f^2 is a parabola, and past anything smooth nearly so.
     """
+    far = ball_interval(origins, directions, options.bound)[1]
+    rays = ((march.state == MISSED) & march.min_sdf.isfinite()).nonzero()[:, 0]
     o, d, t, f = origins[rays], directions[rays], march.min_depth[rays], march.min_sdf[rays]
     apart = f.abs() / 2  # samples lie about |f| apart
     for _ in range(options.closest if len(rays) else 0):
         before, after = (query(sdf, o + (t + step)[:, None] * d).square() for step in (-apart, apart))
         curvature = before + after - 2 * f.square()
         vertex = (before - after) / (2 * curvature)  # in units of `apart`
-        further = torch.where(curvature > 0, vertex.clamp(-2, 2), (before > after) * 4.0 - 2)
+        further = torch.where(curvature > 0, vertex.clamp(-8, 8), (before > after) * 4.0 - 2)
         there = (t + apart * further).clamp(min=0).minimum(far[rays])
         value = query(sdf, o + there[:, None] * d)
         better = value.abs() < f.abs()
@@ -264,7 +264,29 @@ def _approach(sdf: SDF, origins: Tensor, directions: Tensor, march: March, rays:
     march.min_depth[rays], march.min_sdf[rays] = t, f
 
 
-def march_reference(sdf: SDF, origins: Tensor, directions: Tensor, start: Tensor, options: MarchOptions) -> March:
+def march_rays(
+    sdf: SDF,
+    origins: Tensor,
+    directions: Tensor,
+    start: Tensor,
+    options: MarchOptions,
+    slope: Tensor | None = None,
+) -> March:
+    """What :func:`march_reference` does, by a kernel where one serves the field."""
+    from distrender import tracing_kernels  # which takes its rules from this module
+
+    found = tracing_kernels.march(sdf, origins, directions, start, options, slope)
+    return March(*found) if found else march_reference(sdf, origins, directions, start, options, slope)
+
+
+def march_reference(
+    sdf: SDF,
+    origins: Tensor,
+    directions: Tensor,
+    start: Tensor,
+    options: MarchOptions,
+    slope: Tensor | None = None,
+) -> March:
     """The marching loop in PyTorch, for any callable, and the oracle of the kernels.
 
     Args:
@@ -274,6 +296,7 @@ def march_reference(sdf: SDF, origins: Tensor, directions: Tensor, start: Tensor
         start: ``[N]``, depths of the first queries. A ray that starts beyond the ball (or past it) is never queried:
             its ``min_sdf`` is inf, its ``min_depth`` the ball's rim.
         options: how to march.
+        slope: ``[N]``, df/dt to expect at the start, NaN where unknown; secants take their first step by it.
     """
     n = len(start)
     near, far = ball_interval(origins, directions, options.bound)
@@ -289,7 +312,7 @@ def march_reference(sdf: SDF, origins: Tensor, directions: Tensor, start: Tensor
     rays = (start < far).nonzero()[:, 0]
     all_rays = rays
     everywhere = start.clone()  # [N], depth of a ray's last query
-    walk = _Walk(start[rays], options)
+    walk = _Walk(start[rays], options, None if slope is None else slope[rays])
     for _ in range(options.steps):
         if len(rays) == 0:
             break
@@ -327,9 +350,10 @@ def march_reference(sdf: SDF, origins: Tensor, directions: Tensor, start: Tensor
 class _Walk:
     """Rays on their way: where each queries next, and the samples that decide on it; all ``[N]``."""
 
-    def __init__(self, t: Tensor, options: MarchOptions) -> None:
+    def __init__(self, t: Tensor, options: MarchOptions, slope: Tensor | None) -> None:
         self.options = options
         unknown = torch.full_like(t, torch.nan)
+        self.expected = unknown if slope is None else slope
         self.t = t  # depth of the next query
         self.last_t, self.last_f = unknown, unknown  # the query before
         self.out_t, self.out_f = unknown, unknown  # the last sample outside
@@ -343,12 +367,12 @@ class _Walk:
 
     def keep(self, on: Tensor) -> None:
         """Drop the rays where ``on`` is False."""
-        for name in ("t", "last_t", "last_f", "out_t", "out_f", "in_t", "in_f", "tries"):
+        for name in ("t", "expected", "last_t", "last_f", "out_t", "out_f", "in_t", "in_f", "tries"):
             setattr(self, name, getattr(self, name)[on])
 
     def slope(self, f: Tensor) -> Tensor:
-        """df/dt between the last two samples, NaN where there is only one."""
-        return (f - self.last_f) / (self.t - self.last_t)
+        """df/dt between the last two samples; where there is only one, as expected, or NaN."""
+        return torch.where(self.last_t.isnan(), self.expected, (f - self.last_f) / (self.t - self.last_t))
 
     def refined(self, f: Tensor) -> Tensor:
         """Depths of converged rays: with secants, where the last line meets zero, which costs no query."""
