@@ -16,7 +16,6 @@ from papershelf.errors import UserError
 
 from distrender.analytic import (
     AnalyticSDF,
-    Capsule,
     Cone,
     Cylinder,
     Ellipsoid,
@@ -178,8 +177,7 @@ def _table(draw: Draw) -> tuple[Shape, float]:
     top = Translate(plate, 0, half - thick, 0)
     if round_top and draw(0, 1) < 0.6:  # on one pillar
         foot, high = draw(0.3, 0.5), draw(0.04, 0.08)
-        pillar = Capsule(half - thick, rod + 0.02)
-        pillar = difference(pillar, Translate(Cylinder(1.0, 1.0), 0, -half - 1.0, 0))
+        pillar = Translate(Cylinder(half - thick, rod + 0.02), 0, -thick, 0)
         parts = [top, smooth_union(pillar, Translate(Cone(high, foot, 0.6 * foot), 0, high - half, 0), k=0.06)]
         return union(*parts), math.hypot(wide, half) + 0.015
     spread = 1 / math.sqrt(2) if round_top else 1.0  # legs of a round table stand within its circle

@@ -1,0 +1,34 @@
+// A decoder's layers one after another for many points: the kernels' side of decoder_kernels.py, which packs the
+// numbers as they are read here.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace distrender {
+
+constexpr int kBlock = 14;  // outputs of a layer that are packed together; BLOCK in decoder_kernels.py
+
+// A layer takes in `previous` numbers, and the point where `point` says so, and gives `out`.
+struct Layer {
+  int64_t previous, point, out;
+
+  int64_t blocks() const { return (out + kBlock - 1) / kBlock; }
+};
+
+// `heads`: for every layer and block [4, kBlock], the biases and what x, y and z are multiplied by.
+// `weights`: for every layer and block [previous, kBlock]; or in 16 bits [ceil(previous / 2), kBlock, 2].
+template <typename Weight>
+struct Network {
+  std::vector<Layer> layers;
+  const float* heads;
+  const Weight* weights;
+  int64_t tanh;  // how often it is applied at the end
+};
+
+struct DecoderCpu {
+  // points: [count, 3]; distances: [count].
+  template <typename Weight>
+  static void run(const Network<Weight>& network, const float* points, int64_t count, float* distances);
+};
+
+}  // namespace distrender
