@@ -64,6 +64,17 @@ def test_resized_sees_the_same():
     torch.testing.assert_close(smaller.project(points)[0], camera.project(points)[0] * factor)
 
 
+def test_in_ball_sees_the_same():
+    camera = some_cameras()
+    centre = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64)
+    points = torch.rand(7, 3, dtype=torch.float64)
+    moved = camera.in_ball(centre, 0.4)
+    torch.testing.assert_close(moved.project((points - centre) / 0.4)[0], camera.project(points)[0])
+    torch.testing.assert_close(moved.eye, (camera.eye - centre) / 0.4)
+    with pytest.raises(UserError, match="radius must be above 0"):
+        camera.in_ball(centre, 0.0)
+
+
 def test_skewed_intrinsics_and_views_by_slice():
     camera = some_cameras()
     skewed = Camera(camera.intrinsics.clone(), camera.rotation, camera.translation, camera.size)

@@ -125,6 +125,13 @@ class Camera:
         scale = self.intrinsics.new_tensor([size[1] / self.size[1], size[0] / self.size[0], 1.0])
         return Camera(scale[:, None] * self.intrinsics, self.rotation, self.translation, size)
 
+    def in_ball(self, centre: Tensor | Sequence[float], radius: float) -> Camera:
+        """The same views of a world in which the ball around ``centre`` ``[3]`` is the unit ball at the origin."""
+        if not radius > 0:
+            raise UserError(f"a ball's radius must be above 0, got {radius}")
+        moved = self.translation + self.rotation @ _vector(centre).to(self.rotation)
+        return Camera(self.intrinsics, self.rotation, moved / radius, self.size)
+
     def pixels(self) -> Tensor:
         """``[H, W, 2]``, the pixels' centres as (x, y)."""
         height, width = self.size
