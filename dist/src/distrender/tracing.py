@@ -43,7 +43,8 @@ class MarchOptions:
     """How rays march. The defaults are the paper's with all its tricks but coarse to fine.
 
     Attributes:
-        steps: largest number of queries on a ray (section 4.1: 50).
+        steps: largest number of queries on a ray (section 4.1: 50). A ray that runs out of them misses. Trained
+            networks may be nearly flat before their surface, and want 200, which only such rays make use of.
         ratio: length of a step in distances; 1 is plain sphere tracing, 1.5 the paper's aggressive one.
         clamp: largest distance believed, in scene units (section 3.2: 0.1).
         threshold: a ray has converged where |f| is below it (section 4.1: 5e-5).
