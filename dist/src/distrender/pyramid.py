@@ -33,7 +33,7 @@ from distrender.tracing import SDF, Hit, March, MarchOptions, approach, as_hit, 
 AGGRESSIVE = MarchOptions()
 # Not in the paper: what asks fewest questions of a true distance function. The clamp believes every distance in the
 # ball; cones get as many steps as they are worth, so that only a last few are left to the pixels' own rays. For a
-# trained network make the last number 200: of maurock's decoders, 28 lose up to two thirds of the pixels, 200 a percent.
+# trained network make the last number 200: on maurock's decoders 28 lose up to two thirds of the hits, 200 a percent.
 FEWEST = MarchOptions(ratio=1.0, clamp=2.0, finish="secant")
 FEWEST_LEVELS, FEWEST_STEPS = (8, 4, 2, 1), (10, 6, 6, 28)
 WORTH = 1.0  # a cone goes on while its next step is longer than so many of its radii: then it saves more than it asks
