@@ -1,0 +1,24 @@
+"""The command line: ``dist-render``."""
+
+from __future__ import annotations
+
+import click
+from papershelf.errors import Group
+from papershelf.help_pages import SETTINGS
+
+from distrender.cli_render import COMMANDS
+
+
+@click.group(cls=Group, context_settings=SETTINGS)
+@click.version_option(package_name="dist-render", message="dist-render %(version)s")
+def main() -> None:
+    """Render signed distance functions by sphere tracing (DIST, arXiv:1911.13225).
+
+    \b
+    Example:
+      dist-render render bunny.obj -o bunny.png
+    """
+
+
+for command in COMMANDS:
+    main.add_command(command)
