@@ -1,7 +1,7 @@
 """The paper's ladder: what each trick saves, in queries of the field and in time, and what it costs in hits and depth.
 
 Meshes as grids of 160^3 signed distances, a camera at distance 2.5, azimuth 30 and elevation 20 degrees, rays against
-the unit ball, 50 steps in all, a threshold of 5e-5. The reference takes 400 steps; a hit is a ray that it hits too, in
+the unit ball, 50 steps in all, a threshold of 5e-5. `ours` is secants and cones. The reference takes 400 steps; a hit is a ray that it hits too, in
 percent of its hits, and errors of depth are over these. Every query counts, those of coarse levels too.
 
 python dist/bench/ladder.py bunny.obj spot.obj [--size 512] [--threads 2] [--json FILE]
@@ -18,7 +18,7 @@ from time import perf_counter
 
 import torch
 from distrender.cameras import Camera
-from distrender.pyramid import trace_image
+from distrender.pyramid import FEWEST, FEWEST_LEVELS, FEWEST_STEPS, trace_image
 from distrender.shape_files import open_shape
 from distrender.tracing import Hit, MarchOptions, sphere_trace
 from papershelf.measuring import commit, processor
@@ -30,9 +30,9 @@ ROWS = {
     "dynamic": MarchOptions(steps=STEPS, ratio=1.0),
     "aggressive": MarchOptions(steps=STEPS),
     "coarse to fine": MarchOptions(),
-    "secant, coarse to fine": MarchOptions(ratio=1.0, clamp=10.0, finish="secant"),
+    "ours": FEWEST,
 }
-PYRAMIDS = {"coarse to fine": ((4, 2, 1), (3, 3, 44)), "secant, coarse to fine": ((16, 8, 4, 2, 1), (3, 3, 3, 3, 38))}
+PYRAMIDS = {"coarse to fine": ((4, 2, 1), (3, 3, 44)), "ours": (FEWEST_LEVELS, FEWEST_STEPS)}
 
 
 def tracer(row: str, sdf: torch.nn.Module, camera: Camera) -> Callable[[], Hit]:

@@ -56,7 +56,7 @@ class View:
 @in_camera("--camera", type=PATH, help="Views of this file instead: cameras.npz, a Middlebury par, our .json.")
 @in_camera("--orbit", type=click.IntRange(2), metavar="N", help="N views around the y axis, as a video.")
 @in_picture("--what", type=click.Choice(["shaded", "depth", "normal", "silhouette"]), default="shaded", help="To show.")
-@in_march("--steps", type=click.IntRange(1), default=50, help="Queries on a ray at most.")
+@in_march("--steps", type=click.IntRange(1), help="Queries on a ray. [default: 50 if plain, else as it takes]")
 @in_march("--plain", is_flag=True, help="March as the paper does: no secant finish, and not coarse to fine.")
 @in_output("-o", "--output", required=True, type=PATH, help="A .png or .jpg; .npy or .exr for depth; .mp4 for --orbit.")
 @in_run("--json", "as_json", is_flag=True, help="Print counts as JSON.")
@@ -69,7 +69,7 @@ def render_command(
     grid: int,
     camera: Path | None,
     what: str,
-    steps: int,
+    steps: int | None,
     plain: bool,
     output: Path,
     as_json: bool,
