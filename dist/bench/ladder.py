@@ -1,8 +1,9 @@
 """The paper's ladder: what each trick saves, in queries of the field and in time, and what it costs in hits and depth.
 
 Meshes as grids of 160^3 signed distances, a camera at distance 2.5, azimuth 30 and elevation 20 degrees, rays against
-the unit ball, 50 steps in all, a threshold of 5e-5. `ours` is secants and cones. The reference takes 400 steps; a hit is a ray that it hits too, in
-percent of its hits, and errors of depth are over these. Every query counts, those of coarse levels too.
+the unit ball, 50 steps in all, a threshold of 5e-5. `ours` is secants and cones. The reference takes 400 steps; the hit
+rate is the share of its hits that a row finds, and errors of depth are over these. Every query counts, those of coarse
+levels too.
 
 python dist/bench/ladder.py bunny.obj spot.obj [--size 512] [--threads 2] [--json FILE]
 """
