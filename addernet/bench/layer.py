@@ -24,6 +24,7 @@ from papershelf.measuring import commit
 
 MEMORY = """
 import resource, sys, torch
+import torch.nn.functional as F
 from addernet.adder import adder2d
 torch.set_num_threads(1)
 layer = {{"adder2d": adder2d, "conv2d": F.conv2d}}["{op}"]
