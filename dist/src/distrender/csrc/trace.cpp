@@ -38,6 +38,7 @@ Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor&
   const int64_t n = origins.size(0);
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "distrender: rays must be float or double");
   STD_TORCH_CHECK(finish >= kNone && finish <= kBisect, "distrender: no such finish");
+  STD_TORCH_CHECK(n <= INT32_MAX / 3, "distrender: too many rays for one call");
   for (const Tensor* t : {&origins, &directions}) {
     check(*t, type, "origins and directions");
     STD_TORCH_CHECK(t->numel() == 3 * n, "distrender: origins and directions must be [N, 3]");

@@ -1,6 +1,6 @@
-// Tracing on a GPU: a thread a ray, everything about it in registers. A thread whose ray has ended takes its next one
-// in the same loop, so that a warp does not wait for its longest ray. Plain pointers, no PyTorch: trace.cpp allocates
-// and registers.
+// Tracing on a GPU: a thread a ray, the march in registers and a tape's stack in local memory. A thread whose ray has
+// ended takes its next one in the same loop, so that a warp does not wait for its longest ray. Plain pointers, no
+// PyTorch: trace.cpp allocates and registers.
 #include <algorithm>
 
 #include "trace_math.h"

@@ -1,5 +1,5 @@
-// Tracing on a CPU: a lane a ray. A tape's instruction is decoded once for all lanes of a step, and a lane whose ray
-// has ended takes the next one.
+// Tracing on a CPU: a lane a ray. A tape's instruction is decoded once for all lanes of a step, and lanes whose
+// rays have ended take the next ones.
 #include <torch/csrc/stable/ops.h>
 
 #include <bit>
@@ -16,58 +16,62 @@ template <typename T>
 class Lot {
  public:
   Lot(const Rays<T>& rays, const Options<T>& options, int64_t begin, int64_t end)
-      : rays_(rays), options_(options), next_(begin), end_(end) {
-    for (int lane = 0; lane < kLanes<T>; ++lane) enter(lane);
-  }
+      : rays_(rays), options_(options), next_(begin), end_(end) {}
 
   template <typename Field>
   void trace(const Field& field) {
-    while (running_) {
+    for (fill(); running_; fill()) {
       const R f = field.at(R(origin_[0] + walk_.t * direction_[0]), R(origin_[1] + walk_.t * direction_[1]),
                            R(origin_[2] + walk_.t * direction_[2]));
-      for (uint32_t ended = running_ & ~bits_of(walk_.take(f, options_)); ended; ended &= ended - 1) {
-        const int lane = std::countr_zero(ended);
-        leave(lane);
-        enter(lane);
-      }
+      uint32_t ended = running_ & ~bits_of(walk_.take(f, options_));
+      running_ &= ~ended;
+      for (; ended; ended &= ended - 1) write(std::countr_zero(ended));
     }
   }
 
  private:
   using R = Lanes<T>;
+  static constexpr uint32_t kAll = (uint32_t{1} << kLanes<T>) - 1;
+  static constexpr T kInfinity = std::numeric_limits<T>::infinity(), kNan = std::numeric_limits<T>::quiet_NaN();
 
-  // The next ray that meets the ball begins in a lane; those before it are done at once.
-  void enter(int lane) {
-    constexpr T nan = std::numeric_limits<T>::quiet_NaN(), infinity = std::numeric_limits<T>::infinity();
-    running_ &= ~(uint32_t{1} << lane);
-    walk_.t[lane] = 0;
-    for (int k = 0; k < 3; ++k) origin_[k][lane] = 0, direction_[k][lane] = 0;
-    walk_.depth[lane] = infinity, walk_.min_sdf[lane] = infinity, walk_.queries[lane] = 0;
-    walk_.last_t[lane] = walk_.last_f[lane] = walk_.out_t[lane] = walk_.out_f[lane] = nan;
-    walk_.in_t[lane] = walk_.in_f[lane] = nan;
-    walk_.tries[lane] = 0, walk_.hit[lane] = 0, walk_.crossed[lane] = 0;
-    while (next_ < end_) {
-      const int64_t ray = next_++;
-      ray_[lane] = ray;
-      walk_.min_depth[lane] = rays_.near[ray];
-      if (rays_.start[ray] < rays_.far[ray]) {
-        walk_.t[lane] = rays_.start[ray];
-        walk_.expected[lane] = rays_.slope[ray];
-        walk_.first[lane] = rays_.near[ray] - options_.slack;
-        walk_.far[lane] = rays_.far[ray];
-        for (int k = 0; k < 3; ++k) {
-          origin_[k][lane] = rays_.origins[3 * ray + k];
-          direction_[k][lane] = rays_.directions[3 * ray + k];
-        }
-        running_ |= uint32_t{1} << lane;
-        return;
+  // Gives rays to idle lanes, once there are so many that it is worth while. Lanes without one go on with whatever
+  // they hold: nobody looks at it.
+  void fill() {
+    const uint32_t idle = kAll & ~running_;
+    if (std::popcount(idle) < kLanes<T> / 4 || next_ == end_) return;
+    uint32_t fresh = 0;
+    for (uint32_t lanes = idle; lanes && next_ < end_; ++next_) {
+      if (rays_.start[next_] < rays_.far[next_]) {
+        place_[std::countr_zero(lanes)] = static_cast<Place>(next_);
+        fresh |= lanes & -lanes;
+        lanes &= lanes - 1;
+      } else {
+        miss(next_);
       }
-      leave(lane);
     }
+    running_ |= fresh;
+    const Mask<R> begins = mask_of<R>(fresh);
+    const Index<R> at = load_lanes<R>(place_);
+    const auto set = [&](R& to, const R& value) { to = begins ? value : to; };
+    const auto from = [&](const T* numbers, const Index<R>& where) { return Kind<R>::gather(numbers, where); };
+    set(walk_.t, from(rays_.start, at));
+    set(walk_.expected, from(rays_.slope, at));
+    set(walk_.min_depth, from(rays_.near, at));
+    set(walk_.first, walk_.min_depth - options_.slack);
+    set(walk_.far, from(rays_.far, at));
+    for (int k = 0; k < 3; ++k) {
+      set(origin_[k], from(rays_.origins + k, 3 * at));
+      set(direction_[k], from(rays_.directions + k, 3 * at));
+    }
+    for (R* unknown : {&walk_.last_t, &walk_.last_f, &walk_.out_t, &walk_.out_f, &walk_.in_t, &walk_.in_f})
+      set(*unknown, all<R>(kNan));
+    for (R* zero : {&walk_.tries, &walk_.queries}) set(*zero, all<R>(0));
+    for (R* none : {&walk_.depth, &walk_.min_sdf}) set(*none, all<R>(kInfinity));
+    walk_.hit &= ~begins, walk_.crossed &= ~begins;
   }
 
-  void leave(int lane) {
-    const int64_t ray = ray_[lane];
+  void write(int lane) {
+    const int64_t ray = place_[lane];
     rays_.depth[ray] = walk_.depth[lane];
     rays_.min_sdf[ray] = walk_.min_sdf[lane];
     rays_.min_depth[ray] = walk_.min_depth[lane];
@@ -75,11 +79,19 @@ class Lot {
     rays_.queries[ray] = static_cast<int32_t>(walk_.queries[lane]);
   }
 
+  // A ray that does not meet the ball, or begins behind it.
+  void miss(int64_t ray) {
+    rays_.depth[ray] = rays_.min_sdf[ray] = kInfinity;
+    rays_.min_depth[ray] = rays_.near[ray];
+    rays_.state[ray] = 0, rays_.queries[ray] = 0;
+  }
+
+  using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   const Rays<T>& rays_;
   const Options<T>& options_;
   int64_t next_, end_;
-  uint32_t running_ = 0;  // a bit for each lane that has a ray on its way
-  int64_t ray_[kLanes<T>] = {};
+  uint32_t running_ = 0;         // a bit for each lane that has a ray on its way
+  Place place_[kLanes<T>] = {};  // which ray that is
   R origin_[3] = {}, direction_[3] = {};
   Walk<R> walk_ = {};
 };

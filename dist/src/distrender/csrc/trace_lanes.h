@@ -1,5 +1,5 @@
-// Neighbouring rays side by side on a CPU, by the compilers' vector types: two of the widest registers of AVX-512,
-// more of lesser ones.
+// Rays side by side on a CPU, by the compilers' vector types: as many as one register holds. In wider vectors GCC
+// takes comparisons and choices apart, number by number.
 #pragma once
 #include <cstring>
 
@@ -11,7 +11,13 @@
 
 namespace distrender {
 
-constexpr int kLaneBytes = 128;
+#if defined(__AVX512DQ__)
+constexpr int kLaneBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kLaneBytes = 32;
+#else
+constexpr int kLaneBytes = 16;
+#endif
 template <typename T>
 constexpr int kLanes = kLaneBytes / sizeof(T);
 
@@ -57,18 +63,31 @@ template <typename M>
 HOST_DEVICE uint32_t bits_of(const M& mask) {
   constexpr int count = kLaneBytes / sizeof(mask[0]);
 #if defined(__AVX512DQ__)
-  __m512i half[2];
-  memcpy(half, &mask, sizeof(mask));
-  if constexpr (count == 32) {
-    return _mm512_movepi32_mask(half[0]) | static_cast<uint32_t>(_mm512_movepi32_mask(half[1])) << 16;
+  if constexpr (count == 16) {
+    return _mm512_movepi32_mask(__m512i(mask));
   } else {
-    return _mm512_movepi64_mask(half[0]) | static_cast<uint32_t>(_mm512_movepi64_mask(half[1])) << 8;
+    return _mm512_movepi64_mask(__m512i(mask));
   }
 #else
   uint32_t bits = 0;
   for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
   return bits;
 #endif
+}
+
+// The lanes whose bits are set.
+template <typename R>
+HOST_DEVICE Mask<R> mask_of(uint32_t bits) {
+  Mask<R> mask;
+  for (size_t i = 0; i < kLaneBytes / sizeof(mask[0]); ++i) mask[i] = bits >> i & 1 ? -1 : 0;
+  return mask;
+}
+
+template <typename R, typename I>
+HOST_DEVICE Index<R> load_lanes(const I* from) {
+  Index<R> lanes;
+  memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
 }
 
 }  // namespace distrender
