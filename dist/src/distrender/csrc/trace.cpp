@@ -30,9 +30,9 @@ void check(const Tensor& t, ScalarType type, const char* name) {
 
 // Calls body(Rays<T>, Options<T>, stream) with the rays' T, which returns an error or nullptr.
 template <typename Body>
-Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope, const Tensor& near,
-                  const Tensor& far, int64_t steps, double ratio, double clamp, double threshold, int64_t finish,
-                  double finish_below, double slack, Body body) {
+Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope,
+                  const Tensor& near, const Tensor& far, int64_t steps, double ratio, double clamp, double threshold,
+                  int64_t finish, double finish_below, double slack, Body body) {
   const Scope scope(origins);
   const ScalarType type = origins.scalar_type();
   const int64_t n = origins.size(0);
@@ -77,13 +77,15 @@ Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor&
 }
 
 template <typename Device>
-Results trace_analytic(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope, const Tensor& near,
-                       const Tensor& far, const Tensor& tape, const Tensor& constants, int64_t steps, double ratio,
-                       double clamp, double threshold, int64_t finish, double finish_below, double slack) {
+Results trace_analytic(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope,
+                       const Tensor& near, const Tensor& far, const Tensor& tape, const Tensor& constants,
+                       int64_t steps, double ratio, double clamp, double threshold, int64_t finish,
+                       double finish_below, double slack) {
   STD_TORCH_CHECK(tape.is_contiguous() && tape.scalar_type() == ScalarType::Int, "distrender: tape must be int32");
   check(constants, origins.scalar_type(), "constants");
   STD_TORCH_CHECK(tape.size(0) <= kInstructions && constants.numel() <= kConstants, "distrender: tape is too long");
-  return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below, slack,
+  return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below,
+                   slack,
                    [&]<typename T>(const Rays<T>& rays, const Options<T>& options, void* stream) {
                      const Tape<T> program{data_of<int32_t>(tape), data_of<T>(constants),
                                            static_cast<int32_t>(tape.size(0)),
@@ -93,14 +95,15 @@ Results trace_analytic(const Tensor& origins, const Tensor& directions, const Te
 }
 
 template <typename Device>
-Results trace_grid(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope, const Tensor& near,
-                   const Tensor& far, const Tensor& values, double low, double high, int64_t steps, double ratio,
-                   double clamp, double threshold, int64_t finish, double finish_below, double slack) {
+Results trace_grid(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope,
+                   const Tensor& near, const Tensor& far, const Tensor& values, double low, double high, int64_t steps,
+                   double ratio, double clamp, double threshold, int64_t finish, double finish_below, double slack) {
   check(values, origins.scalar_type(), "values");
   STD_TORCH_CHECK(values.dim() == 3 && values.size(0) > 1 && values.size(1) > 1 && values.size(2) > 1 &&
                       values.numel() <= INT32_MAX,
                   "distrender: values must be [D, H, W] of at least 2 each and fewer than 2^31 in all");
-  return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below, slack,
+  return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below,
+                   slack,
                    [&]<typename T>(const Rays<T>& rays, const Options<T>& options, void* stream) {
                      const auto size = [&](int axis) { return static_cast<int32_t>(values.size(axis)); };
                      const auto per_unit = [&](int axis) { return static_cast<T>((size(axis) - 1) / (high - low)); };
