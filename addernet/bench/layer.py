@@ -1,9 +1,8 @@
 """One adder layer on a processor: beside conv2d, cdist and broadcasting, the machine's limit, and in memory.
 
-The limit is that of multiply-adds (`peak`): what a loop of nothing but fused multiply-adds in registers reaches,
-measured in the same run by a matrix product of PyTorch's. Peak memory is that of a layer's forward and backward pass
-in a process of its own, less what PyTorch takes before. Errors are the largest difference from float64, of the largest
-value.
+The limit (`peak`) is taken to be the multiply-adds a second of a small matrix product of PyTorch's in the same run.
+Peak memory is that of a layer's forward and backward pass in a process of its own, less what PyTorch takes before.
+Errors are the largest difference from float64, of the largest value.
 
 python addernet/bench/layer.py [--threads 1 2] [--seconds 2] [--json FILE]
 """

@@ -322,3 +322,10 @@ def test_what_no_network_starts_from(tmp_path):
             checkpoints.from_conv(changed, arch)
     with pytest.raises(UserError, match="No such file"):
         checkpoints.from_conv(tmp_path / "none.pth", "resnet18")
+
+
+def test_text_under_a_weights_name_gets_one_line(tmp_path):
+    for content in ("text", "a longer text", ""):
+        (tmp_path / "a.pth").write_text(content)
+        with pytest.raises(UserError, match=r"a\.pth: cannot be read"):
+            load(tmp_path / "a.pth")

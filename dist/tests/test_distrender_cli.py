@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import av
 import numpy as np
@@ -31,14 +30,12 @@ def done(*words: object) -> str:
 SPHERE = "sphere(0.5)"
 
 
-def test_help_is_quick_and_has_examples():
+def test_help_has_examples_and_does_not_wait_for_torch():
     for words in ([], ["render"], ["mesh"]):
-        start = time.perf_counter()
         shown = subprocess.run(
             [sys.executable, "-m", "distrender", *words, "--help"], capture_output=True, text=True, check=True
         )
         assert "Example" in shown.stdout
-        assert "torch" not in sys.modules or time.perf_counter() - start < 20
     imported = "import sys, distrender.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.strip() == "False"
 

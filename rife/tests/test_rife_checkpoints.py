@@ -173,3 +173,10 @@ def test_own_files_of_another_version(tmp_path):
         load(tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="do not fit the configuration"):
         load(tmp_path / "b.safetensors")
+
+
+def test_text_under_a_weights_name_gets_one_line(tmp_path):
+    for content in ("text", "a longer text", ""):
+        (tmp_path / "a.pth").write_text(content)
+        with pytest.raises(UserError, match=r"a\.pth: cannot be read"):
+            load(tmp_path / "a.pth")

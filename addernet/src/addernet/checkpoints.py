@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
+from papershelf.resuming import UNREADABLE
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -241,7 +242,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: holds a pickled model or other objects, and loading it would run code from it: refused; "
             "where it was made, save torch.save(model.state_dict(), ...)"
         ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:  # a cut file gives any of them
+    except (*UNREADABLE, SafetensorError) as error:  # a cut file gives any of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as a network ({reason}); fetch it anew") from error
     return _tensors(content, str(path)), {}

@@ -8,8 +8,7 @@ multiply-adds) a second:
 - ``cdist``: ``torch.cdist(p=1)`` on unfolded patches
 - ``broadcasting``: patches minus filters as one big tensor, which is what the authors' code does
 
-``dX`` and ``dW`` are gradients of input and filters; broadcasting does both in one pass over the same tensor, and each
-is given that pass's half.
+``dX`` and ``dW`` are the gradients of input and filters.
 """
 
 from __future__ import annotations

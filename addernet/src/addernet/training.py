@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.processes import Place, joined, stop_requests
+from papershelf.resuming import read_state
 from papershelf.training_log import METRICS, Panel, TrainingLog
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -195,19 +195,7 @@ class Trainer:
 
     def load(self, file: Path) -> None:
         """Go on from a checkpoint: of the same recipe and data, or a UserError says what differs."""
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{file} cannot be resumed from ({error}); leave out --resume to begin anew") from error
-        if not isinstance(state, dict) or "config" not in state:
-            raise UserError(f"{file} is no checkpoint of a training run; leave out --resume to begin anew")
-        here = asdict(self.config) | self.about_data()
-        there = state["config"] | state["data"]
-        differing = [f"{k} {there.get(k)} (now {here[k]})" for k in here if there.get(k) != here[k]]
-        if differing:
-            raise UserError(
-                f"{file} was made with {', '.join(differing)}; give the same options, or another run folder"
-            )
+        state = read_state(file, asdict(self.config) | self.about_data(), ("data",))
         self.model.load_state_dict(state["model"])
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])

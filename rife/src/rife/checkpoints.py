@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
+from papershelf.resuming import UNREADABLE
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -195,7 +196,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: holds more than tensors, and loading it would run code from it: refused") from error
-    except (RuntimeError, EOFError, SafetensorError, ValueError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as weights ({error}); fetch it anew") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{path}: expected a plain dictionary of tensors, as flownet.pkl is")

@@ -47,13 +47,6 @@ void with_types(const Tensor& x, const Tensor& filters, Body body) {
   }
 }
 
-template <typename Device, typename X, typename T>
-const char* call_forward(const Problem& problem, const Tensor& x, const Tensor& filters, Tensor& y, void* stream) {
-  const auto* image = static_cast<const X*>(x.const_data_ptr());
-  const auto* w = static_cast<const T*>(filters.const_data_ptr());
-  return Device::forward(problem, image, w, static_cast<T*>(y.mutable_data_ptr()), stream);
-}
-
 template <typename Device>
 Tensor forward(const Tensor& x, const Tensor& filters, std::vector<int64_t> stride, std::vector<int64_t> padding,
                std::vector<int64_t> dilation, int64_t groups) {
@@ -62,7 +55,9 @@ Tensor forward(const Tensor& x, const Tensor& filters, std::vector<int64_t> stri
   Tensor y = new_tensor(x, {problem.n, problem.o, problem.ho, problem.wo}, filters.scalar_type());
   if (y.numel() > 0)
     with_types<Device>(x, filters, [&]<typename X, typename T>(X, T) {
-      const char* error = call_forward<Device, X, T>(problem, x, filters, y, scope.stream);
+      const char* error = Device::forward(problem, static_cast<const X*>(x.const_data_ptr()),
+                                          static_cast<const T*>(filters.const_data_ptr()),
+                                          static_cast<T*>(y.mutable_data_ptr()), scope.stream);
       STD_TORCH_CHECK(!error, "addernet: ", error);
     });
   return y;
