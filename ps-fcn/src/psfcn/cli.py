@@ -1,0 +1,18 @@
+"""The command line: ``psfcn``."""
+
+from __future__ import annotations
+
+import click
+from papershelf.errors import Group
+from papershelf.help_pages import SETTINGS
+
+
+@click.group(cls=Group, context_settings=SETTINGS)
+@click.version_option(package_name="ps-fcn", message="psfcn %(version)s")
+def main() -> None:
+    """Photographs of an object under different lights to a map of its normals (PS-FCN, LCNet, arXiv:2007.13145).
+
+    \b
+    Example:
+      psfcn predict imgs/ lights.txt
+    """
