@@ -35,6 +35,8 @@ from distrender.pickled import read_codes, read_pickled
 
 PICKLED = (".pth", ".pt")
 SUFFIXES = (".safetensors", *PICKLED)
+PROCEDURAL = "procedural"  # the word that names the decoder that ships with this package
+SHIPPED = Path(__file__).parent / "weights" / f"{PROCEDURAL}.safetensors"
 BEFORE_SKIP = 3  # maurock's skip_layer comes after so many layers of `net`, if there are twice as many
 
 
@@ -81,7 +83,7 @@ def load_experiment(path: Path | str, epoch: str | int = "latest") -> Experiment
     Args:
         path: a file of weights (``.pth``, ``.pt``), our ``.safetensors``, or a folder: DeepSDF's, with ``specs.json``,
             ``ModelParameters/EPOCH.pth`` and ``LatentCodes/EPOCH.pth``, or maurock's, with ``weights.pt`` and
-            ``results.npy``.
+            ``results.npy``. The word ``procedural`` is our own decoder of mugs, chairs and so on.
         epoch: which of a DeepSDF folder's.
 
     Returns:
@@ -91,6 +93,12 @@ def load_experiment(path: Path | str, epoch: str | int = "latest") -> Experiment
         UserError: something is missing, cannot be read, would run code, or is no such decoder.
     """
     path = Path(path)
+    if str(path) == PROCEDURAL:
+        if not SHIPPED.exists():
+            raise UserError(
+                f"{PROCEDURAL}: its weights are missing from this installation ({SHIPPED}); install it anew"
+            )
+        return _read_ours(SHIPPED)
     if path.is_dir():
         if (path / "specs.json").exists() or (path / "ModelParameters").exists():
             return _deepsdf_folder(path, str(epoch))

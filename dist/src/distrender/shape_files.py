@@ -21,7 +21,8 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
 
     Args:
         text: path of a mesh (turned into a :class:`GridSDF`), of a grid (``.npz``), of a decoder (``.safetensors``,
-            ``.pth``, a DeepSDF experiment's folder); or an expression such as ``torus(0.5, 0.2)``.
+            ``.pth``, a DeepSDF experiment's folder, or the word ``procedural``, our own); or an expression such as
+            ``torus(0.5, 0.2)``.
         code: number or name of a decoder's shape.
         resolution: samples along each axis of a mesh's grid.
         epoch: of a DeepSDF experiment.
@@ -30,8 +31,9 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
         UserError: there is no such file, it cannot be read, or the text is no expression either.
     """
     path = Path(text)
-    if path.is_dir() or path.suffix in decoder_files.SUFFIXES:
-        experiment = decoder_files.load_experiment(_existing(path), epoch)
+    ours = text == decoder_files.PROCEDURAL
+    if ours or path.is_dir() or path.suffix in decoder_files.SUFFIXES:
+        experiment = decoder_files.load_experiment(text if ours else _existing(path), epoch)
         if not len(experiment.codes):
             raise UserError(f"{path} holds a decoder without codes of shapes; name the experiment's folder instead")
         return experiment.decoder.with_code(experiment.code(code))
@@ -42,7 +44,7 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
     if "(" not in text:
         raise UserError(
             f"{text}: neither a mesh ({', '.join(MESHES)}), a grid (.npz), a decoder "
-            f"({', '.join(decoder_files.SUFFIXES)} or a folder), nor an expression such as 'torus(0.5, 0.2)'"
+            f"({', '.join(decoder_files.SUFFIXES)}, a folder, or procedural), nor an expression such as 'torus(0.5, 0.2)'"
         )
     return AnalyticSDF(parse(text))
 
