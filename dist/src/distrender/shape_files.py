@@ -44,7 +44,7 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
     if "(" not in text:
         raise UserError(
             f"{text}: neither a mesh ({', '.join(MESHES)}), a grid (.npz), a decoder "
-            f"({', '.join(decoder_files.SUFFIXES)}, a folder, or procedural), nor an expression such as 'torus(0.5, 0.2)'"
+            f"({', '.join(decoder_files.SUFFIXES)}, a folder, or procedural), nor an expression: 'torus(0.5, 0.2)'"
         )
     return AnalyticSDF(parse(text))
 
