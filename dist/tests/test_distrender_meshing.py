@@ -5,7 +5,7 @@ import pytest
 import torch
 import trimesh
 from distrender.analytic import AnalyticSDF, Difference, Sphere, Torus, Translate
-from distrender.meshing import mesh, sample, write_mesh
+from distrender.meshing import mesh, sample, sample_near, write_mesh
 from papershelf.errors import UserError
 
 
@@ -26,6 +26,28 @@ def test_samples_are_taken_where_they_say():
     values = sample(lambda p: p @ torch.tensor([1.0, 10.0, 100.0]), 3)
     assert values[2, 1, 0] == 100 - 1
     assert values[0, 2, 1] == -100 + 10
+
+
+@pytest.mark.parametrize(("resolution", "share"), [(30, 1.0), (65, 0.6), (98, 0.4)])
+def test_near_the_surface_suffices(resolution, share):
+    asked = 0
+
+    def shape(points: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += len(points)
+        ball = points.norm(dim=-1) - 0.6
+        bar = (points - torch.tensor([0.3, 0.1, 0.0]))[:, :2].norm(dim=-1) - 0.2
+        return torch.maximum(ball, -bar)
+
+    near = sample_near(shape, resolution)
+    assert asked <= share * resolution**3
+    everywhere = sample(shape, resolution)
+    assert torch.equal(everywhere.sign(), near.sign())
+    close = everywhere.abs() < 3 / resolution
+    torch.testing.assert_close(everywhere[close], near[close], rtol=0, atol=1e-6)
+    whole, sparse = mesh(shape, resolution), mesh(shape, resolution, near=True)
+    np.testing.assert_allclose(whole[0], sparse[0], atol=1e-5)
+    np.testing.assert_array_equal(whole[1], sparse[1])
 
 
 def test_files_keep_the_mesh(tmp_path):
