@@ -77,7 +77,7 @@ def render(shape: str, options: Options, *, code: str = "0", epoch: str = "lates
             report["queries"] += hit.queries
             report["missed"] += hit.missed
             report["covered"] += hit.mask.float().mean().item() / len(cameras)
-            view = _single(hit)
+            view = first_view(hit)
             if options.output.suffix in NUMBERS:
                 yield view.depth
             else:
@@ -129,8 +129,8 @@ def _trace(sdf: torch.nn.Module, camera: Camera, options: Options) -> Hit:
     return trace_image(sdf, camera, FEWEST, levels=FEWEST_LEVELS, steps=steps, gradient="none")
 
 
-def _single(hit: Hit) -> Hit:
-    """The first view's part."""
+def first_view(hit: Hit) -> Hit:
+    """The first view of a camera's: ``[H, W]`` instead of ``[V, H, W]``."""
     return Hit(
         depth=hit.depth[0],
         mask=hit.mask[0],
