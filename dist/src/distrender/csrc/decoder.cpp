@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "storage.h"
+#include "stream.h"
 
 namespace distrender {
 namespace {
@@ -14,22 +15,44 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Tensor decode(const Tensor& points, const Tensor& heads, const Tensor& weights, std::vector<int64_t> sizes, int64_t tanh) {
+template <typename Device>
+Tensor decode(const Tensor& points, const Tensor& heads, const Tensor& weights, std::vector<int64_t> sizes,
+              int64_t tanh) {
+  const papershelf::Scope scope(points);
   std::vector<Layer> layers;
   for (size_t i = 0; i + 2 < sizes.size(); i += 3) layers.push_back({sizes[i], sizes[i + 1], sizes[i + 2]});
   Tensor distances = torch::stable::new_empty(points, {points.size(0)});
   const auto call = [&]<typename Weight>(Weight) {
-    DecoderCpu::run<Weight>({layers, static_cast<const float*>(heads.const_data_ptr()),
-                             static_cast<const Weight*>(weights.const_data_ptr()), tanh},
-                            static_cast<const float*>(points.const_data_ptr()), points.size(0),
-                            static_cast<float*>(distances.mutable_data_ptr()));
+    const char* error = Device::template run<Weight>({layers, static_cast<const float*>(heads.const_data_ptr()),
+                                                      static_cast<const Weight*>(weights.const_data_ptr()), tanh},
+                                                     static_cast<const float*>(points.const_data_ptr()),
+                                                     points.size(0), static_cast<float*>(distances.mutable_data_ptr()),
+                                                     scope.stream);
+    STD_TORCH_CHECK(!error, "distrender: ", error);
   };
-  weights.scalar_type() == ScalarType::BFloat16 ? call(papershelf::BFloat16{}) : call(float{});
+  if (weights.scalar_type() == ScalarType::BFloat16) {
+    call(papershelf::BFloat16{});
+  } else if (weights.scalar_type() == ScalarType::Half) {
+    if constexpr (Device::kHalves) call(papershelf::Half{});
+    STD_TORCH_CHECK(Device::kHalves, "distrender: decoders in halves are for GPUs");
+  } else {
+    call(float{});
+  }
   return distances;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(distrender, CPU, m) { m.impl("decode", TORCH_BOX(&decode)); }
+#if defined(CUDA_ON_CPU)
+using OnCpu = DecoderCuda;
+#else
+using OnCpu = DecoderCpu;
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(distrender, CPU, m) { m.impl("decode", TORCH_BOX(&decode<OnCpu>)); }
+
+#if defined(USE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(distrender, CUDA, m) { m.impl("decode", TORCH_BOX(&decode<DecoderCuda>)); }
+#endif
 
 }  // namespace distrender

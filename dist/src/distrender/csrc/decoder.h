@@ -6,7 +6,7 @@
 
 namespace distrender {
 
-constexpr int kBlock = 14;  // outputs of a layer that are packed together; BLOCK in decoder_kernels.py
+constexpr int kBlock = 14;  // outputs of a layer that are packed together for a CPU; BLOCK in decoder_kernels.py
 
 // A layer takes in `previous` numbers, and the point where `point` says so, and gives `out`.
 struct Layer {
@@ -15,8 +15,10 @@ struct Layer {
   int64_t blocks() const { return (out + kBlock - 1) / kBlock; }
 };
 
+// On a CPU:
 // `heads`: for every layer and block [4, kBlock], the biases and what x, y and z are multiplied by.
 // `weights`: for every layer and block [previous, kBlock]; or in 16 bits [ceil(previous / 2), kBlock, 2].
+// On a GPU: as decoder_tile.h says.
 template <typename Weight>
 struct Network {
   std::vector<Layer> layers;
@@ -25,10 +27,19 @@ struct Network {
   int64_t tanh;  // how often it is applied at the end
 };
 
+// points: [count, 3]; distances: [count]. Each returns nullptr, or what went wrong.
 struct DecoderCpu {
-  // points: [count, 3]; distances: [count].
+  static constexpr bool kHalves = false;
   template <typename Weight>
-  static void run(const Network<Weight>& network, const float* points, int64_t count, float* distances);
+  static const char* run(const Network<Weight>& network, const float* points, int64_t count, float* distances,
+                         void* stream);
+};
+
+struct DecoderCuda {
+  static constexpr bool kHalves = true;
+  template <typename Weight>
+  static const char* run(const Network<Weight>& network, const float* points, int64_t count, float* distances,
+                         void* stream);
 };
 
 }  // namespace distrender

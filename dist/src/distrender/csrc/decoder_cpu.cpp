@@ -193,15 +193,17 @@ class Tile {
 }  // namespace
 
 template <typename Weight>
-void DecoderCpu::run(const Network<Weight>& network, const float* points, int64_t count, float* distances) {
+const char* DecoderCpu::run(const Network<Weight>& network, const float* points, int64_t count, float* distances,
+                            void*) {
   torch::stable::parallel_for(0, (count + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) {
     Tile<Weight> tile(network);
     for (int64_t first = begin * kTile; first < std::min(end * kTile, count); first += kTile)
       tile.run(points + 3 * first, std::min<int64_t>(kTile, count - first), distances + first);
   });
+  return nullptr;
 }
 
-template void DecoderCpu::run<float>(const Network<float>&, const float*, int64_t, float*);
-template void DecoderCpu::run<BFloat16>(const Network<BFloat16>&, const float*, int64_t, float*);
+template const char* DecoderCpu::run<float>(const Network<float>&, const float*, int64_t, float*, void*);
+template const char* DecoderCpu::run<BFloat16>(const Network<BFloat16>&, const float*, int64_t, float*, void*);
 
 }  // namespace distrender
