@@ -137,6 +137,28 @@ def test_changed_weights_are_packed_anew():
         torch.testing.assert_close(sdf(points), sdf.decoder(sdf.latent, points))
 
 
+def test_a_code_that_changes_is_folded_anew():
+    sdf = coded(CONFIGS[0])
+    other = sdf.decoder.with_code(-sdf.latent)
+    points = torch.rand(20, 3)
+    with torch.no_grad():
+        for one in (sdf, other, sdf):
+            torch.testing.assert_close(one(points), sdf.decoder(one.latent, points))
+        packed = sdf.decoder.packed(torch.float32)
+        assert packed.heads(sdf.latent) is packed.heads(sdf.latent)
+        sdf.latent[2] += 0.5
+        torch.testing.assert_close(sdf(points), sdf.decoder(sdf.latent, points))
+    leaf = torch.nn.Parameter(sdf.latent.clone())
+    followed = sdf.decoder.with_code(leaf)
+    for _ in range(2):
+        loss = followed(points).square().sum()
+        loss.backward()
+        torch.optim.SGD([leaf], lr=0.1).step()
+        with torch.no_grad():
+            torch.testing.assert_close(followed(points), sdf.decoder(leaf, points))
+            assert not packed.heads(leaf).requires_grad
+
+
 def test_weights_without_versions_work_too():
     with torch.inference_mode():
         sdf = coded(CONFIGS[1])

@@ -114,6 +114,29 @@ def test_gradients_are_those_of_the_pixels_own_rays():
     torch.testing.assert_close(*found, rtol=1e-4, atol=0)
 
 
+def test_an_approximation_far_from_the_surface_leaves_the_picture_as_it_is():
+    class Rough(Counting):
+        exactly = 0
+
+        def __call__(self, p):
+            self.exactly += len(p)
+            return super().__call__(p)
+
+        def approximate(self, p):
+            return super().__call__(p) + 2e-3 * torch.sin(40 * p[:, 0] + 30 * p[:, 2])
+
+    camera = Camera.orbit(1, size=(64, 64))
+    field, options = Rough(torus), MarchOptions(ratio=1.0, finish="secant", closest=2)
+    plain = trace_image(torus, camera, options, steps=(3, 3, 200), gradient="none")
+    mixed = trace_image(field, camera, replace(options, approximate_above=0.02), steps=(3, 3, 200), gradient="none")
+    assert torch.equal(mixed.mask, plain.mask)
+    assert (mixed.depth - plain.depth)[plain.mask].abs().quantile(0.98) < 1e-5
+    asked = mixed.min_point.norm(dim=-1) < 0.999  # others pass the ball
+    torch.testing.assert_close(mixed.min_sdf[asked], torus(mixed.min_point[asked]), atol=1e-6, rtol=0)
+    assert mixed.queries == field.points
+    assert field.exactly < 0.8 * field.points
+
+
 def test_levels_and_steps_are_checked():
     camera = Camera.orbit(1, size=(8, 8))
     for levels in [(4, 3, 1), (4, 2), (2, 4, 1), ()]:

@@ -81,6 +81,7 @@ class Packed:
         self.config = decoder.config
         self.sizes = [n for s in self.config.shapes() for n in (s.previous, int(s.point), s.out)]
         self.state = _state(decoder)
+        self._kept: tuple[Tensor, int, Tensor] | None = None  # a code, its version, its heads
         # Detached, they share the parameters' memory; a parameter that is replaced makes `fits` say no.
         self.linears = [
             (linear.weight.detach(), linear.bias.detach())
@@ -97,7 +98,17 @@ class Packed:
         return self.state is not None and self.state == _state(decoder)
 
     def heads(self, latent: Tensor) -> Tensor:
-        """Of every output the bias with the code in it and the factors of x, y and z, in the kernel's order."""
+        """Of every output the bias with the code in it and the factors of x, y and z, in the kernel's order.
+
+        Kept until another code is asked for or this one changes: they take longer than a few points do.
+        """
+        if latent.is_inference():
+            return self._heads_of(latent)
+        if self._kept is None or self._kept[0] is not latent or self._kept[1] != latent._version:
+            self._kept = latent, latent._version, self._heads_of(latent.detach())
+        return self._kept[2]
+
+    def _heads_of(self, latent: Tensor) -> Tensor:
         pieces = []
         for k, (s, (weight, bias)) in enumerate(zip(self.config.shapes(), self.linears, strict=True)):
             if s.code:

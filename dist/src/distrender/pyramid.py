@@ -28,7 +28,8 @@ from torch import Tensor
 
 from distrender import gradients
 from distrender.cameras import Camera
-from distrender.tracing import SDF, Hit, March, MarchOptions, approach, as_hit, ball_interval, march_rays, query
+from distrender.marching import SDF, March, MarchOptions, ball_interval, query, query_mixed
+from distrender.tracing import Hit, approach, as_hit, march_rays
 
 AGGRESSIVE = MarchOptions()
 # Not in the paper: what asks fewest questions of a true distance function. The clamp believes every distance in the
@@ -145,12 +146,13 @@ def _march_cones(
     cones = _Cones(near.maximum(cones.safe), near.maximum(cones.t), *(field.clone() for field in cones.fields()[2:]))
     rays = (cones.safe < far).nonzero()[:, 0]
     t, last_t, last_f = cones.t[rays], unknown[rays], unknown[rays]
+    large = torch.ones_like(rays, dtype=torch.bool)  # whether the last value was: the next may be approximate
     queries = 0
     for _ in range(options.steps):
         if len(rays) == 0:
             break
-        f = query(sdf, o[rays] + t[:, None] * d[rays])
-        queries += len(rays)
+        f, asked = query_mixed(sdf, o[rays] + t[:, None] * d[rays], large, options)
+        queries += asked
         better = f.abs() < cones.min_sdf[rays].abs()
         cones.min_sdf[rays[better]], cones.min_depth[rays[better]] = f[better], t[better]
         slope = (f - last_f) / (t - last_t)
@@ -165,6 +167,7 @@ def _march_cones(
         cones.t[rays] = following
         on &= safe < far[rays]
         rays, t, last_t, last_f = rays[on], following[on], t[on], f[on]
+        large = last_f.abs() >= options.approximate_above
     return _Cones(*(field.reshape(shape) for field in cones.fields())), queries
 
 

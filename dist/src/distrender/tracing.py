@@ -31,6 +31,7 @@ from distrender.marching import (
     SDF,
     March,
     MarchOptions,
+    approximation,
     ball_interval,
     march_reference,
     query,
@@ -48,7 +49,8 @@ class Hit:
         mask: ``[...]`` bool, whether the ray hit.
         point: ``[..., 3]``, zero where missed.
         min_sdf: ``[...]``, the signed value of smallest magnitude on the ray, for silhouettes. On a ray past the
-            ball, where the field is never queried, the distance from the ball.
+            ball, where the field is never queried, the distance from the ball. What is larger than
+            ``approximate_above`` may be approximate, unless ``closest`` is set.
         min_point: ``[..., 3]``, where that was.
         queries: how many points the field was asked for.
         missed: how many rays saw both signs of the field without converging.
@@ -171,6 +173,9 @@ def approach(sdf: SDF, origins: Tensor, directions: Tensor, march: March, option
     far = ball_interval(origins, directions, options.bound)[1]
     rays = ((march.state == MISSED) & march.min_sdf.isfinite()).nonzero()[:, 0]
     o, d, t, f = origins[rays], directions[rays], march.min_depth[rays], march.min_sdf[rays]
+    if options.closest and approximation(sdf, options):  # some of the samples are approximate
+        f = query(sdf, o + t[:, None] * d)
+        march.queries += len(rays)
     apart = f.abs() / 2  # samples lie about |f| apart
     for _ in range(options.closest if len(rays) else 0):
         before, after = (query(sdf, o + (t + step)[:, None] * d).square() for step in (-apart, apart))

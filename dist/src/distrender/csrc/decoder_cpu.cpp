@@ -195,10 +195,13 @@ class Tile {
 template <typename Weight>
 const char* DecoderCpu::run(const Network<Weight>& network, const float* points, int64_t count, float* distances,
                             void*) {
-  torch::stable::parallel_for(0, (count + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) {
+  // Few points are dealt out evenly, in whole groups.
+  const int64_t threads = torch::stable::get_num_threads(), groups = (count + kGroup - 1) / kGroup;
+  const int64_t size = std::min<int64_t>(kTile, kGroup * ((groups + threads - 1) / threads));
+  torch::stable::parallel_for(0, size ? (count + size - 1) / size : 0, 1, [&](int64_t begin, int64_t end) {
     Tile<Weight> tile(network);
-    for (int64_t first = begin * kTile; first < std::min(end * kTile, count); first += kTile)
-      tile.run(points + 3 * first, std::min<int64_t>(kTile, count - first), distances + first);
+    for (int64_t first = begin * size; first < std::min(end * size, count); first += size)
+      tile.run(points + 3 * first, std::min<int64_t>(size, count - first), distances + first);
   });
   return nullptr;
 }
