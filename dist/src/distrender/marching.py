@@ -128,7 +128,7 @@ def query_mixed(sdf: SDF, points: Tensor, rough: Tensor, options: MarchOptions) 
     values = torch.empty_like(points[:, 0])
     some = rough.nonzero()[:, 0]
     values[some] = query(approximate, points[some])
-    exactly = (~rough | (values.abs() < options.approximate_above)).nonzero()[:, 0]
+    exactly = (~rough | ~(values.abs() >= options.approximate_above)).nonzero()[:, 0]  # NaN too
     values[exactly] = query(sdf, points[exactly])
     return values, len(some) + len(exactly)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from distrender.marching import SDF, March, MarchOptions, approximation, ball_interval, query
 
 _kernels = native.Kernels(
-    "distrender_march", Path(__file__).parent / "csrc", cpu=["march.cpp", "march_cpu.cpp"], cuda=[]
+    "distrender_march", Path(__file__).parent / "csrc", cpu=["march.cpp", "march_cpu.cpp"], cuda=["march.cu"]
 )
 FINISHES = ("none", "secant", "bisect")  # numbered as in csrc/trace.h
 SLACK = 1e-6  # times the bound: how far before the ball's rim a ray may go back, as in march_reference

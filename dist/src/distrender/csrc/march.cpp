@@ -46,7 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> march_step(Tensor walks, Tensor state, const 
   const auto empty = [&](int64_t size, ScalarType of) {
     return torch::stable::empty({size}, of, std::nullopt, origins.device());
   };
-  Tensor fates = empty(m, ScalarType::Char), next_rays = empty(m, ScalarType::Int), counts = empty(2, ScalarType::Int);
+  Tensor fates = empty(m, ScalarType::Char), next_rays = empty(m, ScalarType::Int);
+  Tensor counts = empty(2, ScalarType::Int), places = empty(2, ScalarType::Int);
   Tensor points = torch::stable::empty({m, 3}, type, std::nullopt, origins.device());
   const auto call = [&]<typename T>(T) {
     const auto from = [](const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); };
@@ -64,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor> march_step(Tensor walks, Tensor state, const 
                        static_cast<int8_t*>(fates.mutable_data_ptr()),
                        static_cast<int32_t*>(next_rays.mutable_data_ptr()),
                        static_cast<T*>(points.mutable_data_ptr()),
-                       static_cast<int32_t*>(counts.mutable_data_ptr())};
+                       static_cast<int32_t*>(counts.mutable_data_ptr()),
+                       static_cast<int32_t*>(places.mutable_data_ptr())};
     const char* error = Device::step(march, options, step, scope.stream);
     STD_TORCH_CHECK(!error, "distrender: ", error);
   };
@@ -74,6 +76,16 @@ std::tuple<Tensor, Tensor, Tensor> march_step(Tensor walks, Tensor state, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(distrender, CPU, m) { m.impl("march_step", TORCH_BOX(&march_step<MarchCpu>)); }
+#if defined(CUDA_ON_CPU)
+using OnCpu = MarchCuda;
+#else
+using OnCpu = MarchCpu;
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(distrender, CPU, m) { m.impl("march_step", TORCH_BOX(&march_step<OnCpu>)); }
+
+#if defined(USE_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(distrender, CUDA, m) { m.impl("march_step", TORCH_BOX(&march_step<MarchCuda>)); }
+#endif
 
 }  // namespace distrender

@@ -37,6 +37,7 @@ struct Step {
   int32_t* next_rays;    // [m]: those that go on; first all that want exact values, then all others
   T* next_points;        // [m, 3]: where
   int32_t* next_counts;  // [2]: how many of the former and of the latter
+  int32_t* places;       // [2]: room for the kernels
 };
 
 // Each returns nullptr, or what went wrong.

@@ -33,11 +33,12 @@ HOST_DEVICE void keep(const Walk<T>& walk, const March<T>& march, int32_t ray) {
 }
 
 // Takes in the i-th value of a step. An approximate one that is too small to be relied on changes nothing: the ray
-// asks again, exactly. Otherwise it wants an approximate value next where this one was large.
+// asks again, exactly; so does one that is no number. Otherwise it wants an approximate value next where this one was
+// large.
 template <typename T>
 HOST_DEVICE Fate advance(const March<T>& march, const Options<T>& options, const Step<T>& step, int32_t i) {
   const T f = step.values[i];
-  const bool small = magnitude(f) < step.approximate_above;
+  const bool small = !(magnitude(f) >= step.approximate_above);
   if (i >= step.exact && small) return kExact;
   Walk<T> walk = walk_of(march, options, step.rays[i]);
   const bool on = walk.take(f, options);
