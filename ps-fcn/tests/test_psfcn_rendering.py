@@ -7,7 +7,8 @@ import pytest
 from papershelf.errors import UserError
 from psfcn import blobs, materials
 from psfcn.gbuffer import Mesh, look_at, smooth_normals, unshadowed
-from psfcn.rendering import Options, render, render_sample
+from psfcn.render_options import Options
+from psfcn.rendering import render, render_sample
 from psfcn.samples import Sample
 
 SMALL = Options(size=24, lights=(6, 9))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from papershelf.errors import UserError
 
-from psfcn.gbuffer import Mesh, smooth_normals
+from psfcn.gbuffer import Mesh, creased_normals, smooth_normals
 from psfcn.noise import Noise
 
 HELD_OUT = ("homer", "rocker-arm")  # meshes that are only tested on
@@ -49,7 +49,8 @@ def random_blob(rng: np.random.Generator, size: int) -> Mesh:
         [blob * rng.uniform(0.5, 1) + (rng.normal(0, 0.5, 3) if count > 1 else 0) for blob in blobs]
     )
     faces = np.concatenate([_icosphere(level)[1] + i * len(blobs[0]) for i in range(count)])
-    return _framed(rng, vertices, faces, "blob" if count == 1 else "blobs")
+    vertices = _framed(rng, vertices)
+    return Mesh(vertices, faces, smooth_normals(vertices, faces), "blob" if count == 1 else "blobs")
 
 
 def random_patch(rng: np.random.Generator) -> Mesh:
@@ -85,7 +86,8 @@ def random_solid(rng: np.random.Generator) -> Mesh:
         vertices.append(corners)
         faces.append(triangles + first)
         first += len(corners)
-    return _framed(rng, np.concatenate(vertices), np.concatenate(faces), "solid")
+    corners, triangles = _framed(rng, np.concatenate(vertices)), np.concatenate(faces)
+    return Mesh(corners, triangles, smooth_normals(corners, triangles), "solid")
 
 
 def mesh_files(folder: Path, split: str) -> list[Path]:
@@ -107,8 +109,8 @@ def mesh_files(folder: Path, split: str) -> list[Path]:
 
 
 @cache
-def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``(vertices, faces)`` of a mesh file, centred, within the unit ball.
+def read_mesh(file: Path) -> Mesh:
+    """The mesh in a file, centred, within the unit ball; smooth but for sharp edges.
 
     Raises:
         UserError: it is damaged or holds no triangles.
@@ -120,18 +122,20 @@ def read_mesh(file: Path) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
         raise UserError(f"cannot read {file} as a mesh: {error}") from error
     if not len(getattr(mesh, "faces", ())):
-        raise UserError(f"{file} holds no triangles")
-    vertices = np.asarray(mesh.vertices, np.float32)
+        raise UserError(f"cannot read {file} as a mesh: it holds no triangles")
+    vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces)
     vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
-    return vertices / np.linalg.norm(vertices, axis=1).max(), np.asarray(mesh.faces, np.int32)
+    vertices /= np.linalg.norm(vertices, axis=1).max()
+    corners = np.arange(faces.size, dtype=np.int32).reshape(-1, 3)
+    return Mesh(vertices[faces].reshape(-1, 3), corners, creased_normals(vertices, faces), file.stem)
 
 
-def from_file(file: Path, rng: np.random.Generator | None) -> Mesh:
-    """A mesh of a file under a random rotation, zoomed into or not; as it stands without a generator."""
-    vertices, faces = read_mesh(file)
-    if rng is None:
-        return Mesh(0.95 * vertices, faces, smooth_normals(vertices, faces), file.stem)
-    return _framed(rng, vertices @ random_rotation(rng).T, faces, file.stem)
+def from_file(file: Path, rng: np.random.Generator) -> Mesh:
+    """A mesh of a file under a random rotation, zoomed into or not."""
+    mesh = read_mesh(file)
+    turn = random_rotation(rng).T.astype(np.float32)
+    vertices = _framed(rng, mesh.vertices @ turn)
+    return Mesh(vertices, mesh.faces, mesh.normals @ turn, mesh.name)
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
@@ -146,8 +150,8 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def _framed(rng: np.random.Generator, vertices: np.ndarray, faces: np.ndarray, name: str) -> Mesh:
-    """The mesh moved and scaled to fill the image, or (1 in 3) to show up to a third of its width."""
+def _framed(rng: np.random.Generator, vertices: np.ndarray) -> np.ndarray:
+    """The vertices moved and scaled to fill the image, or (1 in 3) so that as little as a third of them does."""
     low, high = vertices.min(0), vertices.max(0)
     scale = 2 * rng.uniform(0.8, 0.98) / (high - low)[:2].max()
     centre = (low + high) / 2
@@ -156,14 +160,13 @@ def _framed(rng: np.random.Generator, vertices: np.ndarray, faces: np.ndarray, n
         # Look at some vertex in the middle half, so that the object is in the picture.
         near = np.nonzero((np.abs(vertices - centre)[:, :2] < (high - low)[:2] / 4).all(1))[0]
         centre = vertices[rng.choice(near)] if len(near) else centre
-    vertices = ((vertices - centre) * scale).astype(np.float32)
-    return Mesh(vertices, faces, smooth_normals(vertices, faces), name)
+    return ((vertices - centre) * scale).astype(np.float32)
 
 
 def _blob(rng: np.random.Generator, level: int) -> np.ndarray:
     directions, _ = _icosphere(level)
     frequency = np.exp(rng.uniform(np.log(0.2), np.log(0.9)))
-    bumps = Noise(rng, frequency, int(rng.integers(1, 5)))(directions)
+    bumps = Noise(rng, frequency, int(rng.integers(1, 5)), rng.uniform(0.2, 0.5))(directions)
     if rng.uniform() < 0.25:
         bumps = 1 - 2 * np.abs(bumps)  # ridges and creases where the noise crosses zero
     height = rng.uniform(0.05, 0.25) * bumps

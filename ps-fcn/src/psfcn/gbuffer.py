@@ -24,7 +24,7 @@ class Mesh:
 
     Attributes:
         vertices: ``[V, 3]`` float32.
-        faces: ``[F, 3]`` int32, counterclockwise from outside.
+        faces: ``[F, 3]`` int32, counterclockwise from the side that the normals point to; both sides are drawn.
         normals: ``[V, 3]`` float32, unit.
         name: what samples call it.
     """
@@ -63,6 +63,27 @@ def smooth_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-20)).astype(np.float32)
 
 
+def creased_normals(vertices: np.ndarray, faces: np.ndarray, crease: float = 40.0) -> np.ndarray:
+    """``[3 F, 3]`` unit normals at the corners of the faces, smooth but for edges sharper than ``crease`` degrees.
+
+    Each is the mean, by area, of the faces around the vertex that are within that angle of the corner's own face.
+    """
+    from scipy.sparse import csr_array
+
+    first, second, third = (vertices[faces[:, i]].astype(np.float64) for i in range(3))
+    areas = np.cross(second - first, third - first)
+    units = areas / np.maximum(np.linalg.norm(areas, axis=1, keepdims=True), 1e-30)
+    corners = np.arange(faces.size)
+    at_vertex = csr_array((np.ones(faces.size, bool), (corners, faces.ravel())), (faces.size, len(vertices)))
+    corner, other = (at_vertex @ at_vertex.T).nonzero()
+    face, neighbour = corner // 3, other // 3
+    near = np.einsum("ni,ni->n", units[face], units[neighbour]) >= np.cos(np.deg2rad(crease))
+    near |= face == neighbour  # triangles without an area as well
+    sums = [np.bincount(corner[near], areas[neighbour[near], i], faces.size) for i in range(3)]
+    normals = np.stack(sums, axis=1)
+    return (normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)).astype(np.float32)
+
+
 def look_at(mesh: Mesh, size: int) -> GBuffer:
     """What the camera sees of the mesh in an image of ``size`` x ``size`` pixels."""
     from embreex.mesh_construction import TriangleMesh
@@ -80,13 +101,15 @@ def look_at(mesh: Mesh, size: int) -> GBuffer:
     corners = mesh.faces[hits["primID"][hit]]
     u, v = hits["u"][hit], hits["v"][hit]
     barycentric = np.stack([1 - u - v, u, v], axis=1)[..., None]
-    points = (barycentric * mesh.vertices[corners]).sum(1)
-    normals = (barycentric * mesh.normals[corners]).sum(1)
+    at, around = mesh.vertices[corners], mesh.normals[corners]
+    around = np.where(_seen_from_behind(at)[:, None, None], -around, around)
+    points = (barycentric * at).sum(1)
+    normals = (barycentric * around).sum(1)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
     normals = _facing(normals)
     # Hanika: lift the point to the tangent planes of the three corners, and mix.
-    below = np.minimum(((points[:, None] - mesh.vertices[corners]) * mesh.normals[corners]).sum(-1, keepdims=True), 0)
-    starts = points - (barycentric * below * mesh.normals[corners]).sum(1) + OFF * normals
+    below = np.minimum(((points[:, None] - at) * around).sum(-1, keepdims=True), 0)
+    starts = points - (barycentric * below * around).sum(1) + OFF * normals
     return GBuffer(hit.reshape(size, size), points, starts.astype(np.float32), normals.astype(np.float32), scene)
 
 
@@ -102,6 +125,12 @@ def unshadowed(seen: GBuffer, lights: np.ndarray) -> np.ndarray:
     blocked = seen.scene.run(seen.starts[point], np.ascontiguousarray(lights[light]), query="OCCLUDED") >= 0
     lit[point[blocked], light[blocked]] = False
     return lit.T
+
+
+def _seen_from_behind(corners: np.ndarray) -> np.ndarray:
+    """``[N]`` bool for ``[N, 3, 3]`` triangles: the inside of open meshes, or those wound the other way."""
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    return first[:, 0] * second[:, 1] < first[:, 1] * second[:, 0]
 
 
 def _facing(normals: np.ndarray) -> np.ndarray:

@@ -17,28 +17,28 @@ class Noise:
     Args:
         rng: what it is drawn from.
         frequency: periods in a unit of length.
-        octaves: how many times the frequency doubles; every octave has half the last one's amplitude.
+        octaves: the sum of so many, each with twice the frequency of the last one.
+        falloff: what each octave's amplitude is of the last one's.
         channels: values at each point, independent of one another.
     """
 
-    def __init__(self, rng: np.random.Generator, frequency: float, octaves: int = 1, channels: int = 1) -> None:
+    def __init__(
+        self, rng: np.random.Generator, frequency: float, octaves: int = 1, falloff: float = 0.5, channels: int = 1
+    ) -> None:
         shape = (octaves, channels, WAVES)
         directions = rng.standard_normal((*shape, 3))
         directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-        octave = 2.0 ** np.arange(octaves)[:, None, None]
-        lengths = 2 * np.pi * frequency * octave * rng.uniform(0.7, 1.3, shape)
-        amplitudes = 1 / octave / np.sqrt(np.sum(1 / octave**2) * WAVES / 2)
-        self.waves = (directions * lengths[..., None]).transpose(1, 0, 2, 3).reshape(channels, -1, 3)
-        self.phases = rng.uniform(0, 2 * np.pi, shape).transpose(1, 0, 2).reshape(channels, -1)
-        self.amplitudes = np.broadcast_to(amplitudes, shape).transpose(1, 0, 2).reshape(channels, -1)
+        octave = np.arange(octaves)[:, None, None]
+        lengths = 2 * np.pi * frequency * 2.0**octave * rng.uniform(0.7, 1.3, shape)
+        amplitudes = falloff**octave / np.sqrt(np.sum(falloff ** (2 * octave)) * WAVES / 2)
+        waves = (directions * lengths[..., None]).transpose(1, 3, 0, 2).reshape(channels, 3, -1)
+        self.waves = waves.astype(np.float32)
+        self.phases = rng.uniform(0, 2 * np.pi, (channels, waves.shape[2])).astype(np.float32)
+        self.amplitudes = np.repeat(amplitudes.ravel(), WAVES).astype(np.float32)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """``[N, 3]`` points to ``[N, channels]`` float32."""
         points = points.astype(np.float32)
         return np.stack(
-            [
-                np.sin(points @ waves.T.astype(np.float32) + phases.astype(np.float32)) @ amplitudes.astype(np.float32)
-                for waves, phases, amplitudes in zip(self.waves, self.phases, self.amplitudes, strict=True)
-            ],
-            axis=1,
+            [np.sin(points @ w + p) @ self.amplitudes for w, p in zip(self.waves, self.phases, strict=True)], axis=1
         )

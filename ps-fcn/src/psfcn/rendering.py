@@ -10,49 +10,16 @@ folder is the same from one worker or many.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
 from psfcn import blobs, light_sets, materials
 from psfcn.gbuffer import GBuffer, Mesh, look_at, unshadowed
 from psfcn.noise import Noise
+from psfcn.render_options import Options
 from psfcn.samples import WHITE, Sample
 
-SHAPES = ("blobs", "solids", "patches", "spheres", "meshes")
-MATERIALS = ("measured", "painted", "ggx", "blends")
 PAIRS = 1 << 16  # pixels times lights shaded at a time: what fits a processor's cache
 EXPOSURE = 99.9  # percentile of the lit values that the range of 16 bits ends at
-
-
-@dataclass(frozen=True)
-class Options:
-    """What samples are drawn from.
-
-    Attributes:
-        size: pixels along each side.
-        lights: the least and the most lights of a sample.
-        split: ``train`` or ``test``: which measured materials and meshes, and other seeds.
-        shapes: some of :data:`SHAPES`, drawn with equal chances.
-        materials: some of :data:`MATERIALS`, likewise; ``painted`` are measured ones with another diffuse colour.
-        meshes: folder of meshes, for ``meshes``.
-        clustered: share of samples whose lights all lie within 45 degrees.
-        rings: share of samples whose lights stand in rings.
-        intensities: draw every light's intensity from U(0.2, 2).
-        noise: standard deviation of the noise added, relative to the brightest value that is kept.
-    """
-
-    size: int = 128
-    lights: tuple[int, int] = (32, 32)
-    split: str = "train"
-    shapes: tuple[str, ...] = ("blobs", "solids", "patches", "spheres")
-    materials: tuple[str, ...] = MATERIALS
-    meshes: Path | None = None
-    clustered: float = 0.0
-    rings: float = 0.0
-    intensities: bool = False
-    noise: float = 0.0
 
 
 def render_sample(seed: int, options: Options) -> Sample:
@@ -101,7 +68,7 @@ def render(
     images = np.zeros((len(lights), size, size, 3), np.uint16)
     images[:, seen.mask] = np.rint(np.clip(radiance / scale, 0, 1) * WHITE).astype(np.uint16)
     normal, depth = np.zeros((size, size, 3), np.float16), np.zeros((size, size), np.float16)
-    normal[seen.mask], depth[seen.mask] = seen.normals, _in_pixels(seen.points[:, 2], size)
+    normal[seen.mask], depth[seen.mask] = seen.normals, seen.points[:, 2] * (size / 2)
     return Sample(
         images,
         scale,
@@ -200,7 +167,3 @@ def _pattern(rng: np.random.Generator, points: np.ndarray, count: int) -> np.nda
     shares /= shares.sum(1, keepdims=True)
     shares[shares < 0.01] = 0  # spares shading what nobody would see
     return shares / shares.sum(1, keepdims=True)
-
-
-def _in_pixels(z: np.ndarray, size: int) -> np.ndarray:
-    return z * (size / 2)
