@@ -7,7 +7,7 @@ from psfcn.integration import Perspective, integrate
 
 
 def grid(size):
-    """x right and y up of pixel centres around the middle, in pixels."""
+    """Pixel centres around the middle, in pixels: x right and y up."""
     axis = np.arange(size) + 0.5 - size / 2
     return np.meshgrid(axis, -axis)
 
@@ -55,7 +55,7 @@ def test_a_jump_stays_a_jump():
 
 
 def test_parts_are_integrated_apart():
-    x, y = grid(32)
+    x, _ = grid(32)
     mask = np.abs(x) > 3
     depth = integrate(unit(np.sign(x) * 0.3, np.zeros_like(x)), mask)
     assert abs(depth[x > 3].mean()) < 1e-6 > abs(depth[x < -3].mean())
