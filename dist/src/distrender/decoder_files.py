@@ -119,15 +119,18 @@ def save(
     codes: Tensor | None = None,
     names: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
+    *,
+    half: bool = False,
 ) -> None:
     """Write decoder and codes into one safetensors file that :func:`load_experiment` reads, atomically.
 
     Args:
         path: ends in ``.safetensors``.
-        decoder: stored in the precision that it has.
+        decoder: stored in the precision that it has, unless ``half``.
         codes: ``[S, latent]``.
         names: of the shapes, as many as codes, or none.
         metadata: strings kept beside tool, version and architecture, e.g. command, seed, figures.
+        half: store all numbers in half precision; what is loaded is float32 again.
 
     Raises:
         UserError: codes or names do not fit, or the file cannot be written.
@@ -148,6 +151,8 @@ def save(
         "names": json.dumps(list(names)),
     }
     tensors = {**decoder.state_dict(), "codes": codes}
+    if half:
+        tensors = {name: tensor.half() for name, tensor in tensors.items()}
     content = to_bytes(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {**(metadata or {}), **about}
     )
