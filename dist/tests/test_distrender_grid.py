@@ -57,6 +57,25 @@ def test_gradients_in_points_and_values():
     assert torch.autograd.grad(normal.pow(2).sum(), grid.values)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 2, 2), (5, 9, 3), (8, 7, 12)])
+def test_compact_grids_differ_by_the_rounding_to_halves(shape):
+    grid = random_grid(shape)
+    rounded = GridSDF(grid.values.detach().half().double())
+    at = random_points(300, 1.5).requires_grad_()
+    compact, expected = grid.compact()(at), rounded(at)
+    torch.testing.assert_close(compact, expected, atol=1e-12, rtol=0)
+    assert (compact - grid(at)).abs().max() <= 2**-11 * grid.values.abs().max()
+    (normal,), (expected_normal,) = (torch.autograd.grad(f.sum(), at) for f in (compact, expected))
+    torch.testing.assert_close(normal, expected_normal)
+    assert grid.compact()(at[:0].float()).dtype == torch.float32
+    assert grid.compact().bricks.shape[3:] == (4, 4, 4)
+
+
+def test_compact_grids_need_distances_that_halves_hold():
+    with pytest.raises(UserError, match="65504"):
+        GridSDF(torch.full((2, 2, 2), 1e5)).compact()
+
+
 def test_shapes_dtypes_and_what_is_not_a_number():
     grid = GridSDF(np.zeros((3, 3, 3), np.float16))
     assert grid.values.dtype == torch.float32

@@ -88,6 +88,8 @@ def field_of(name, device, dtype=torch.float64):
         z, y, x = torch.meshgrid(axis, axis[:18] * 19 / 17 - 1.05 * 2 / 17, axis, indexing="ij")
         values = ((x * x + z * z).sqrt() - 0.55).square().add(y * y).sqrt() - 0.22 + 0.02 * torch.sin(9 * x + 5 * z)
         return GridSDF(values).to(device, dtype)
+    if name == "compact":
+        return field_of("grid", device, dtype).compact()
     return AnalyticSDF(SHAPES[name]).to(device, dtype)
 
 
@@ -108,7 +110,7 @@ def assert_same(found, expected, atol=1e-9):
     torch.testing.assert_close(min_depth, expected.min_depth, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "grid"])
+@pytest.mark.parametrize("name", [*SHAPES, "grid", "compact"])
 def test_same_as_the_loop_in_double(device, name):
     found, expected = both(field_of(name, device), *make_rays(device), MarchOptions())
     assert_same(found, expected)
@@ -134,7 +136,7 @@ def test_every_rule_is_the_same_in_double(device, name, options):
 
 
 @pytest.mark.parametrize("finish", ["none", "secant"])
-@pytest.mark.parametrize("name", ["sphere", "everything", "grid"])
+@pytest.mark.parametrize("name", ["sphere", "everything", "grid", "compact"])
 def test_in_single_precision_but_for_rounding(device, name, finish):
     options = MarchOptions(finish=finish)
     rays = make_rays(device, torch.float32)
@@ -147,6 +149,24 @@ def test_in_single_precision_but_for_rounding(device, name, finish):
     # A ray may converge a step earlier or later; without a finish that is worth up to the threshold over the slope.
     assert near[hit].float().mean() > 0.99
     torch.testing.assert_close(found[0][hit], expected.depth[hit], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("finish", ["none", "secant"])
+def test_compact_grids_change_depths_by_less_than_the_threshold_is_worth(device, finish):
+    """Rounding to halves moves the surface by up to 2^-11 of a cell over the slope; a ray may end a step later."""
+    axis = torch.linspace(-1.05, 1.05, 64)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    grid = GridSDF(torch.hypot(torch.hypot(x, z) - 0.6, y) - 0.25).to(device)
+    rays = make_rays(device, torch.float32)
+    start = ball_interval(*rays, 1.0)[0]
+    options = MarchOptions(finish=finish, ratio=1.0)
+    exact, compact = (march(field, *rays, start, options) for field in (grid, grid.compact()))
+    assert (exact[3] != compact[3]).float().mean() < 0.005
+    both_hit = (exact[3] == HIT) & (compact[3] == HIT)
+    apart = (exact[0] - compact[0])[both_hit].abs()
+    assert apart.median() < (5e-6 if finish == "secant" else 5e-5)
+    assert apart.quantile(0.98) < 2e-4
+    assert compact[4] == pytest.approx(exact[4], rel=0.01)
 
 
 def test_fields_that_are_no_distances_cross_and_are_reported(device):
@@ -193,7 +213,7 @@ def test_spheres_are_met_where_they_are(device):
     assert (min_sdf[hit].abs() < 5e-5).all()
 
 
-@pytest.mark.parametrize("name", ["sphere", "grid"])
+@pytest.mark.parametrize("name", ["sphere", "grid", "compact"])
 @pytest.mark.parametrize("n", [0, 1, 15, 31, 32, 33, 65])
 def test_few_rays(device, name, n):
     assert_same(*both(field_of(name, device), *make_rays(device, n=n), MarchOptions()))
@@ -212,7 +232,7 @@ def test_strided_rays(device):
     assert_same(*both(field_of("torus", device), strided, one, MarchOptions()))
 
 
-@pytest.mark.parametrize("name", ["everything", "grid"])
+@pytest.mark.parametrize("name", ["everything", "grid", "compact"])
 def test_what_is_not_a_number_misses(device, name):
     origins, directions = make_rays(device, n=40)
     start = torch.full_like(origins[:, 0], 0.5)
@@ -315,6 +335,12 @@ def test_operators_are_sound(device, dtype):
     torch.library.opcheck(
         torch.ops.distrender.trace_grid, (*rays, sdf.values.detach(), -1.05, 1.05, *RULES), test_utils=checks
     )
+    compact = sdf.compact()
+    torch.library.opcheck(
+        torch.ops.distrender.trace_bricks,
+        (*rays, compact.bricks, *compact.size, -1.05, 1.05, *RULES),
+        test_utils=checks,
+    )
 
 
 def test_operators_refuse_what_does_not_fit(device):
@@ -334,6 +360,16 @@ def test_operators_refuse_what_does_not_fit(device):
         call(origins[:2], *others)
     with pytest.raises(RuntimeError, match="float or double"):
         call(origins.half(), *others, values=values.half())
+    compact = sdf.compact()
+    for bricks, size in [
+        (compact.bricks.float(), compact.size),
+        (compact.bricks, (20, 18, 21)),
+        (compact.bricks, (1, 18, 20)),
+        (compact.bricks.flatten(3), compact.size),
+        (compact.bricks.mT, compact.size),
+    ]:
+        with pytest.raises(RuntimeError, match="bricks must be half"):
+            torch.ops.distrender.trace_bricks(origins, *others, bricks, *size, -1.05, 1.05, *RULES)
     tape = torch.zeros(257, 3, dtype=torch.int32, device=device)
     with pytest.raises(RuntimeError, match="too long"):
         torch.ops.distrender.trace_analytic(origins, *others, tape, origins.flatten(), *RULES)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from distrender.tape import length
 
 MESH_RADIUS = 1 / 1.03  # of the farthest vertex of a mesh, once it is centred: some space before the unit sphere
+BRICK = 4  # samples along each axis of one: 1 << kBrickShift of csrc/trace.h
 WHOLE = 1.1  # a winding number within 0.045 of a whole one is taken for it
 
 
@@ -57,28 +60,17 @@ class GridSDF(nn.Module):
         The gradient in the points is that of the trilinear surface: constant along each axis within a cell. NaN
         gives NaN.
         """
-        values = self.values.to(points.dtype)
-        inside = points.clamp(self.low, self.high)
-        corner, share = [], []
-        for axis, size in enumerate(reversed(values.shape)):
-            # Where a cell's border is met, the cell above it counts, as in csrc/trace_math.h.
-            position = (inside[..., axis] - self.low) * ((size - 1) / (self.high - self.low))
-            cell = position.detach().nan_to_num().floor().clamp(0, size - 2)
-            corner.append(cell.long())
-            share.append(position - cell)
-        _, h, w = values.shape
-        flat, at = values.flatten(), (corner[2] * h + corner[1]) * w + corner[0]
+        _, h, w = self.values.shape
+        flat = self.values.to(points.dtype).flatten()
 
-        def row(offset: int) -> Tensor:
-            low, high = flat[at + offset], flat[at + offset + 1]
-            return low + share[0] * (high - low)
+        def value(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            return flat[(z * h + y) * w + x]
 
-        def layer(offset: int) -> Tensor:
-            low, high = row(offset), row(offset + w)
-            return low + share[1] * (high - low)
+        return trilinear(points, tuple(self.values.shape), self.low, self.high, value)
 
-        near, far = layer(0), layer(h * w)
-        return near + share[2] * (far - near) + length(*(points - inside).unbind(-1))
+    def compact(self) -> CompactGrid:
+        """The grid as it is now in half the memory, laid out for tracing on a GPU; see :class:`CompactGrid`."""
+        return CompactGrid(self.values.detach(), self.low, self.high)
 
     @classmethod
     def from_mesh(cls, path: Path | str, resolution: int = 160) -> GridSDF:
@@ -141,6 +133,83 @@ class GridSDF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{' x '.join(map(str, self.values.shape))} from {self.low:g} to {self.high:g}"
+
+
+class CompactGrid(nn.Module):
+    """A grid to trace and not to change: halves, in bricks of 4 x 4 x 4 samples, one line of a GPU's cache each.
+
+    128 samples along each axis take 4 MB and stay in that cache. Numbers are rounded once, by at most 2^-11 of
+    themselves, and all arithmetic is that of the points: within a cell of the surface a grid of 128 over 2.1 is off by
+    less than 1e-5, a fifth of the threshold at which marching ends.
+
+    Args:
+        values: as of :class:`GridSDF`.
+        low: likewise.
+        high: likewise.
+
+    Raises:
+        UserError: a value is beyond what halves hold, 65504.
+    """
+
+    def __init__(self, values: Tensor, low: float, high: float):
+        super().__init__()
+        self.size, self.low, self.high = tuple(values.shape), low, high
+        d, h, w = (-(-size // BRICK) for size in self.size)
+        padded = F.pad(
+            values.half(), (0, -values.shape[2] % BRICK, 0, -values.shape[1] % BRICK, 0, -values.shape[0] % BRICK)
+        )
+        if not padded.isfinite().all():
+            raise UserError("a compact grid holds distances up to 65504; scale the scene down")
+        bricks = padded.view(d, BRICK, h, BRICK, w, BRICK).permute(0, 2, 4, 1, 3, 5).contiguous()
+        self.register_buffer("bricks", bricks)  # [D / 4, H / 4, W / 4, 4, 4, 4] rounded up, zeros beyond the samples
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Signed distances ``[...]`` at points ``[..., 3]``, in the points' dtype and differentiable in them."""
+        _, h, w = self.bricks.shape[:3]
+        flat = self.bricks.flatten()
+
+        def value(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            brick = ((z // BRICK) * h + y // BRICK) * w + x // BRICK
+            return flat[((brick * BRICK + z % BRICK) * BRICK + y % BRICK) * BRICK + x % BRICK].to(points.dtype)
+
+        return trilinear(points, self.size, self.low, self.high, value)
+
+    def extra_repr(self) -> str:
+        return f"{' x '.join(map(str, self.size))} from {self.low:g} to {self.high:g}"
+
+
+def trilinear(
+    points: Tensor, size: tuple[int, ...], low: float, high: float, value: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Between samples ``[D, H, W]`` over the cube from ``low`` to ``high``, plus the distance to it: ``[...]``.
+
+    Args:
+        points: ``[..., 3]``.
+        size: D, H and W.
+        low: coordinate of the first samples.
+        high: coordinate of the last ones.
+        value: the samples at integer x, y and z.
+    """
+    inside = points.clamp(low, high)
+    corner, share = [], []
+    for axis, samples in enumerate(reversed(size)):
+        # Where a cell's border is met, the cell above it counts, as in csrc/trace_math.h.
+        position = (inside[..., axis] - low) * ((samples - 1) / (high - low))
+        cell = position.detach().nan_to_num().floor().clamp(0, samples - 2)
+        corner.append(cell.long())
+        share.append(position - cell)
+    x, y, z = corner
+
+    def row(y: Tensor, z: Tensor) -> Tensor:
+        near, far = value(x, y, z), value(x + 1, y, z)
+        return near + share[0] * (far - near)
+
+    def layer(z: Tensor) -> Tensor:
+        near, far = row(y, z), row(y + 1, z)
+        return near + share[1] * (far - near)
+
+    near, far = layer(z), layer(z + 1)
+    return near + share[2] * (far - near) + length(*(points - inside).unbind(-1))
 
 
 def read_mesh(path: Path | str) -> tuple[np.ndarray, np.ndarray]:

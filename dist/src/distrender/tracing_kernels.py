@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distrender import tracing
 from distrender.analytic import AnalyticSDF
-from distrender.grid import GridSDF
+from distrender.grid import CompactGrid, GridSDF
 
 if TYPE_CHECKING:
     from distrender.tracing import MarchOptions
@@ -40,8 +40,8 @@ def march(
     """March rays by a kernel, without gradients, or say that there is none for them.
 
     Args:
-        sdf: an :class:`AnalyticSDF` or a :class:`GridSDF`; for anything else there is no kernel.
-        origins: ``[N, 3]``, float32 or float64 like the field's numbers.
+        sdf: an :class:`AnalyticSDF`, a :class:`GridSDF` or a :class:`CompactGrid`; for others there is no kernel.
+        origins: ``[N, 3]``, float32 or float64 like the field's numbers, or for a compact grid either.
         directions: ``[N, 3]``, unit.
         start: ``[N]``, depths of the first queries.
         options: how to march. Only marching with ``dynamic`` and one sample is served: the other way is there to count
@@ -53,10 +53,16 @@ def march(
         asked), its depth ``[N]``, state ``[N]`` int8 (0 missed, 1 hit, 2 saw both signs without converging), and how
         many queries there were. None where no kernel serves the field, the rays or the options.
     """
-    if type(sdf) not in (AnalyticSDF, GridSDF) or _is_hooked(sdf) or not options.dynamic or options.samples > 1:
+    if (
+        type(sdf) not in (AnalyticSDF, GridSDF, CompactGrid)
+        or _is_hooked(sdf)
+        or not options.dynamic
+        or options.samples > 1
+    ):
         return None
-    numbers = sdf.values
-    if numbers.dtype != origins.dtype or numbers.device != origins.device:
+    compact = isinstance(sdf, CompactGrid)
+    numbers = sdf.bricks if compact else sdf.values
+    if numbers.dtype != (torch.float16 if compact else origins.dtype) or numbers.device != origins.device:
         return None
     fits = _tape_fits(sdf) if isinstance(sdf, AnalyticSDF) else numbers.numel() <= LARGEST_GRID
     if not fits or not _kernels.load(origins.device):
@@ -76,6 +82,8 @@ def march(
         )
         if isinstance(sdf, AnalyticSDF):
             *found, queries = torch.ops.distrender.trace_analytic(*rays, sdf.tape, sdf.constants(), *rules)
+        elif compact:
+            *found, queries = torch.ops.distrender.trace_bricks(*rays, numbers, *sdf.size, sdf.low, sdf.high, *rules)
         else:
             *found, queries = torch.ops.distrender.trace_grid(*rays, numbers.contiguous(), sdf.low, sdf.high, *rules)
         return *found, int(queries.sum())
@@ -102,10 +110,15 @@ torch.library.define("distrender::trace_analytic", f"({_RAYS}, Tensor tape, Tens
 torch.library.define(
     "distrender::trace_grid", f"({_RAYS}, Tensor values, float low, float high, {_RULES}) -> {_RESULTS}"
 )
+torch.library.define(
+    "distrender::trace_bricks",
+    f"({_RAYS}, Tensor bricks, int d, int h, int w, float low, float high, {_RULES}) -> {_RESULTS}",
+)
 
 
 @torch.library.register_fake("distrender::trace_analytic")
 @torch.library.register_fake("distrender::trace_grid")
+@torch.library.register_fake("distrender::trace_bricks")
 def _(origins: Tensor, *_: object) -> tuple[Tensor, ...]:
     n = origins.shape[:1]
     numbers = (origins.new_empty(n) for _ in range(3))

@@ -52,6 +52,7 @@ Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor&
   };
   Tensor depth = empty(type), min_sdf = empty(type), min_depth = empty(type);
   Tensor state = empty(ScalarType::Char), queries = empty(ScalarType::Int);
+  Tensor queue = torch::stable::empty({1}, ScalarType::Int, std::nullopt, origins.device());
   const auto call = [&]<typename T>(T) {
     const auto to = [](Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
     const Rays<T> rays{n,
@@ -65,7 +66,8 @@ Results with_rays(const Tensor& origins, const Tensor& directions, const Tensor&
                        to(min_sdf),
                        to(min_depth),
                        static_cast<int8_t*>(state.mutable_data_ptr()),
-                       static_cast<int32_t*>(queries.mutable_data_ptr())};
+                       static_cast<int32_t*>(queries.mutable_data_ptr()),
+                       static_cast<int32_t*>(queue.mutable_data_ptr())};
     const Options<T> options{static_cast<int32_t>(steps), static_cast<Finish>(finish),   static_cast<T>(ratio),
                              static_cast<T>(clamp),       static_cast<T>(threshold),     static_cast<T>(finish_below),
                              static_cast<T>(slack)};
@@ -94,6 +96,13 @@ Results trace_analytic(const Tensor& origins, const Tensor& directions, const Te
                    });
 }
 
+template <typename T>
+Box<T> box_of(int64_t d, int64_t h, int64_t w, double low, double high) {
+  const auto per_unit = [&](int64_t size) { return static_cast<T>((size - 1) / (high - low)); };
+  return {static_cast<int32_t>(d), static_cast<int32_t>(h), static_cast<int32_t>(w), static_cast<T>(low),
+          static_cast<T>(high),    per_unit(d),             per_unit(h),             per_unit(w)};
+}
+
 template <typename Device>
 Results trace_grid(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope,
                    const Tensor& near, const Tensor& far, const Tensor& values, double low, double high, int64_t steps,
@@ -105,12 +114,27 @@ Results trace_grid(const Tensor& origins, const Tensor& directions, const Tensor
   return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below,
                    slack,
                    [&]<typename T>(const Rays<T>& rays, const Options<T>& options, void* stream) {
-                     const auto size = [&](int axis) { return static_cast<int32_t>(values.size(axis)); };
-                     const auto per_unit = [&](int axis) { return static_cast<T>((size(axis) - 1) / (high - low)); };
-                     const Grid<T> grid{data_of<T>(values), size(0),           size(1),
-                                        size(2),            static_cast<T>(low), static_cast<T>(high),
-                                        per_unit(0),        per_unit(1),       per_unit(2)};
-                     return Device::grid(grid, rays, options, stream);
+                     const auto box = box_of<T>(values.size(0), values.size(1), values.size(2), low, high);
+                     return Device::grid(Grid<T>{data_of<T>(values), box}, rays, options, stream);
+                   });
+}
+
+template <typename Device>
+Results trace_bricks(const Tensor& origins, const Tensor& directions, const Tensor& start, const Tensor& slope,
+                     const Tensor& near, const Tensor& far, const Tensor& bricks, int64_t d, int64_t h, int64_t w,
+                     double low, double high, int64_t steps, double ratio, double clamp, double threshold,
+                     int64_t finish, double finish_below, double slack) {
+  const auto fits = [&](int axis, int64_t samples) { return samples > 1 && bricks.size(axis) == (samples + 3) / 4; };
+  STD_TORCH_CHECK(bricks.is_contiguous() && bricks.scalar_type() == ScalarType::Half && bricks.dim() == 6 &&
+                      fits(0, d) && fits(1, h) && fits(2, w) && bricks.numel() <= INT32_MAX &&
+                      bricks.numel() == kBrickSize * bricks.size(0) * bricks.size(1) * bricks.size(2),
+                  "distrender: bricks must be half [D / 4, H / 4, W / 4, 4, 4, 4], rounded up, of at least 2 samples "
+                  "along each axis and fewer than 2^31 in all");
+  return with_rays(origins, directions, start, slope, near, far, steps, ratio, clamp, threshold, finish, finish_below,
+                   slack,
+                   [&]<typename T>(const Rays<T>& rays, const Options<T>& options, void* stream) {
+                     const auto* values = static_cast<const papershelf::Half*>(bricks.const_data_ptr());
+                     return Device::bricks(Bricks<T>{values, box_of<T>(d, h, w, low, high)}, rays, options, stream);
                    });
 }
 
@@ -125,12 +149,14 @@ using OnCpu = Cpu;
 STABLE_TORCH_LIBRARY_IMPL(distrender, CPU, m) {
   m.impl("trace_analytic", TORCH_BOX(&trace_analytic<OnCpu>));
   m.impl("trace_grid", TORCH_BOX(&trace_grid<OnCpu>));
+  m.impl("trace_bricks", TORCH_BOX(&trace_bricks<OnCpu>));
 }
 
 #if defined(USE_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(distrender, CUDA, m) {
   m.impl("trace_analytic", TORCH_BOX(&trace_analytic<Cuda>));
   m.impl("trace_grid", TORCH_BOX(&trace_grid<Cuda>));
+  m.impl("trace_bricks", TORCH_BOX(&trace_bricks<Cuda>));
 }
 #endif
 

@@ -1,7 +1,9 @@
-// What the kernels of distrender::trace_analytic and distrender::trace_grid take. T is float or double: the type of
-// the rays, the field's numbers and all arithmetic.
+// What the kernels of distrender::trace_analytic, trace_grid and trace_bricks take. T is float or double: the type of
+// the rays, the field's numbers (but for bricks) and all arithmetic.
 #pragma once
 #include <cstdint>
+
+#include "storage.h"
 
 namespace distrender {
 
@@ -40,12 +42,25 @@ struct Tape {
 };
 
 template <typename T>
-struct Grid {
-  const T* values;  // [d, h, w]
-  int32_t d, h, w;
+struct Box {
+  int32_t d, h, w;  // samples
   T low, high;
   T per_z, per_y, per_x;  // cells in a unit of length
 };
+
+template <typename T>
+struct Grid {
+  const T* values;  // [d, h, w]
+  Box<T> box;
+};
+
+// Samples in bricks of 4 x 4 x 4, one line of a GPU's cache each: [bricks along z, along y, along x, 4, 4, 4].
+template <typename T>
+struct Bricks {
+  const papershelf::Half* values;
+  Box<T> box;
+};
+constexpr int32_t kBrickShift = 2, kBrickSize = 64;
 
 enum Finish : int32_t { kNone, kSecant, kBisect };
 
@@ -66,6 +81,7 @@ struct Rays {
   T *depth, *min_sdf, *min_depth;  // [n]
   int8_t* state;                   // 0 missed, 1 hit, 2 saw both signs without converging
   int32_t* queries;
+  int32_t* queue;                  // [1]: room for a GPU's kernels
 };
 
 // Each returns nullptr, or what went wrong.
@@ -74,6 +90,8 @@ struct Cpu {
   static const char* analytic(const Tape<T>& tape, const Rays<T>& rays, const Options<T>& options, void* stream);
   template <typename T>
   static const char* grid(const Grid<T>& grid, const Rays<T>& rays, const Options<T>& options, void* stream);
+  template <typename T>
+  static const char* bricks(const Bricks<T>& bricks, const Rays<T>& rays, const Options<T>& options, void* stream);
 };
 
 struct Cuda {
@@ -81,6 +99,8 @@ struct Cuda {
   static const char* analytic(const Tape<T>& tape, const Rays<T>& rays, const Options<T>& options, void* stream);
   template <typename T>
   static const char* grid(const Grid<T>& grid, const Rays<T>& rays, const Options<T>& options, void* stream);
+  template <typename T>
+  static const char* bricks(const Bricks<T>& bricks, const Rays<T>& rays, const Options<T>& options, void* stream);
 };
 
 }  // namespace distrender

@@ -116,9 +116,15 @@ const char* Cpu::grid(const Grid<T>& grid, const Rays<T>& rays, const Options<T>
   return trace(GridField<T>{grid}, rays, options);
 }
 
+template <typename T>
+const char* Cpu::bricks(const Bricks<T>& bricks, const Rays<T>& rays, const Options<T>& options, void*) {
+  return trace(BrickField<T>{bricks}, rays, options);
+}
+
 #define INSTANTIATE(T)                                                                               \
   template const char* Cpu::analytic(const Tape<T>&, const Rays<T>&, const Options<T>&, void*);      \
-  template const char* Cpu::grid(const Grid<T>&, const Rays<T>&, const Options<T>&, void*);
+  template const char* Cpu::grid(const Grid<T>&, const Rays<T>&, const Options<T>&, void*);          \
+  template const char* Cpu::bricks(const Bricks<T>&, const Rays<T>&, const Options<T>&, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

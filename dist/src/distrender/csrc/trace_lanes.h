@@ -43,11 +43,12 @@ struct LaneKind {
   }
   HOST_DEVICE static Index whole(const Lanes<T>& x) { return __builtin_convertvector(x, Index); }
   HOST_DEVICE static Lanes<T> number(const Index& i) { return __builtin_convertvector(i, Lanes<T>); }
-  HOST_DEVICE static Lanes<T> gather(const T* from, const Index& at) {
+  template <typename Stored>
+  HOST_DEVICE static Lanes<T> gather(const Stored* from, const Index& at) {
     I places[kLanes<T>];
     T numbers[kLanes<T>];
     memcpy(places, &at, sizeof(at));
-    for (int i = 0; i < kLanes<T>; ++i) numbers[i] = from[places[i]];
+    for (int i = 0; i < kLanes<T>; ++i) numbers[i] = papershelf::widen(from[places[i]]);
     Lanes<T> found;
     memcpy(&found, numbers, sizeof(found));
     return found;

@@ -31,6 +31,13 @@ struct Kind {
     return from[at];
 #endif
   }
+  HOST_DEVICE static R gather(const papershelf::Half* from, Index at) {
+#if defined(__CUDA_ARCH__)
+    return papershelf::widen(papershelf::Half{__ldg(&from[at].bits)});
+#else
+    return papershelf::widen(from[at]);
+#endif
+  }
 };
 template <typename R>
 using Scalar = typename Kind<R>::Scalar;
@@ -204,6 +211,37 @@ struct TapeField {
   }
 };
 
+// A point among a box's samples: the first of the eight around it and the share of the way to the last one. A point
+// outside is moved to the box, and `beyond` is how far.
+template <typename R>
+struct Among {
+  using T = Scalar<R>;
+  Index<R> i, j, k;
+  R share_x, share_y, share_z, beyond;
+
+  HOST_DEVICE Among(const Box<T>& box, const R& x, const R& y, const R& z) {
+    const R in_x = between(x, box.low, box.high), in_y = between(y, box.low, box.high),
+            in_z = between(z, box.low, box.high);
+    i = cell(in_x - box.low, box.per_x, box.w, share_x), j = cell(in_y - box.low, box.per_y, box.h, share_y),
+    k = cell(in_z - box.low, box.per_z, box.d, share_z);
+    beyond = length<R>(x - in_x, y - in_y, z - in_z);
+  }
+
+ private:
+  // NaN counts as the first cell.
+  HOST_DEVICE static Index<R> cell(const R& along, T per_unit, int32_t size, R& share) {
+    const R position = along * per_unit;
+    const Index<R> found = Kind<R>::whole(smaller(above_zero(position), all<R>(static_cast<T>(size - 2))));
+    share = position - Kind<R>::number(found);
+    return found;
+  }
+};
+
+template <typename R>
+HOST_DEVICE R blend(const R& low, const R& high, const R& share) {
+  return low + share * (high - low);
+}
+
 // Trilinear between a grid's samples; beyond them the distance to the grid's cube is added.
 template <typename T>
 struct GridField {
@@ -211,37 +249,49 @@ struct GridField {
 
   template <typename R>
   HOST_DEVICE R at(const R& x, const R& y, const R& z) const {
-    const R in_x = between(x, grid.low, grid.high), in_y = between(y, grid.low, grid.high),
-            in_z = between(z, grid.low, grid.high);
-    R share_x, share_y, share_z;
-    const Index<R> i = cell(in_x, grid.per_x, grid.w, share_x), j = cell(in_y, grid.per_y, grid.h, share_y),
-                   k = cell(in_z, grid.per_z, grid.d, share_z);
-    const Index<R> corner = (k * grid.h + j) * grid.w + i;
-    const int32_t plane = grid.h * grid.w;
-    const R near = layer(corner, share_x, share_y);
-    const R far = layer<R>(corner + plane, share_x, share_y);
-    return near + share_z * (far - near) + length<R>(x - in_x, y - in_y, z - in_z);
+    const Among<R> here(grid.box, x, y, z);
+    const Index<R> corner = (here.k * grid.box.h + here.j) * grid.box.w + here.i;
+    const int32_t plane = grid.box.h * grid.box.w;
+    const R near = layer(corner, here), far = layer<R>(corner + plane, here);
+    return blend(near, far, here.share_z) + here.beyond;
   }
 
  private:
-  // The cell along an axis and the share of it that lies before the point; NaN counts as the first cell.
   template <typename R>
-  HOST_DEVICE Index<R> cell(const R& inside, T per_unit, int32_t size, R& share) const {
-    const R position = (inside - grid.low) * per_unit;
-    const Index<R> found = Kind<R>::whole(smaller(above_zero(position), all<R>(static_cast<T>(size - 2))));
-    share = position - Kind<R>::number(found);
-    return found;
+  HOST_DEVICE R layer(const Index<R>& corner, const Among<R>& here) const {
+    return blend(row(corner, here), row<R>(corner + grid.box.w, here), here.share_y);
   }
   template <typename R>
-  HOST_DEVICE R layer(const Index<R>& corner, const R& share_x, const R& share_y) const {
-    const R low = row(corner, share_x);
-    const R high = row<R>(corner + grid.w, share_x);
-    return low + share_y * (high - low);
+  HOST_DEVICE R row(const Index<R>& corner, const Among<R>& here) const {
+    return blend(Kind<R>::gather(grid.values, corner), Kind<R>::gather(grid.values + 1, corner), here.share_x);
   }
+};
+
+// The same between samples in bricks. Where one lies is a sum of three terms, one for each axis.
+template <typename T>
+struct BrickField {
+  Bricks<T> bricks;
+
   template <typename R>
-  HOST_DEVICE R row(const Index<R>& corner, const R& share) const {
-    const R low = Kind<R>::gather(grid.values, corner), high = Kind<R>::gather(grid.values + 1, corner);
-    return low + share * (high - low);
+  HOST_DEVICE R at(const R& x, const R& y, const R& z) const {
+    const Among<R> here(bricks.box, x, y, z);
+    const int32_t row = kBrickSize * count(bricks.box.w), layer = row * count(bricks.box.h);
+    const Index<R> x0 = place<R>(here.i, kBrickSize, 1), x1 = place<R>(here.i + 1, kBrickSize, 1);
+    const auto line = [&](const Index<R>& yz) {
+      return blend<R>(Kind<R>::gather(bricks.values, yz + x0), Kind<R>::gather(bricks.values, yz + x1), here.share_x);
+    };
+    const auto plane = [&](const Index<R>& k) {
+      const Index<R> z0 = place<R>(k, layer, 16);
+      return blend<R>(line(z0 + place<R>(here.j, row, 4)), line(z0 + place<R>(here.j + 1, row, 4)), here.share_y);
+    };
+    return blend<R>(plane(here.k), plane(here.k + 1), here.share_z) + here.beyond;
+  }
+
+ private:
+  HOST_DEVICE static int32_t count(int32_t samples) { return (samples + 3) >> kBrickShift; }
+  template <typename R>
+  HOST_DEVICE static Index<R> place(const Index<R>& index, int32_t brick, int32_t within) {
+    return (index >> kBrickShift) * brick + (index & 3) * within;
   }
 };
 
