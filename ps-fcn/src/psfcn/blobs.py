@@ -35,12 +35,13 @@ def random_sphere(rng: np.random.Generator) -> Mesh:
     return Mesh(radius * directions + centre, faces, directions, "sphere")
 
 
-def random_blob(rng: np.random.Generator, size: int) -> Mesh:
+def random_blob(rng: np.random.Generator, size: int, *, zoom: bool = True) -> Mesh:
     """One blob, or a heap of two to four (1 in 3).
 
     Args:
         rng: what it is drawn from.
         size: pixels of the image to come, which the mesh is fine enough for.
+        zoom: sometimes show only a part of it.
     """
     level = 4 if size <= 40 else 5
     count = 1 if rng.uniform() < 2 / 3 else int(rng.integers(2, 5))
@@ -49,7 +50,7 @@ def random_blob(rng: np.random.Generator, size: int) -> Mesh:
         [blob * rng.uniform(0.5, 1) + (rng.normal(0, 0.5, 3) if count > 1 else 0) for blob in blobs]
     )
     faces = np.concatenate([_icosphere(level)[1] + i * len(blobs[0]) for i in range(count)])
-    vertices = _framed(rng, vertices)
+    vertices = _framed(rng, vertices, zoom)
     return Mesh(vertices, faces, smooth_normals(vertices, faces), "blob" if count == 1 else "blobs")
 
 
@@ -86,26 +87,45 @@ def random_solid(rng: np.random.Generator) -> Mesh:
         vertices.append(corners)
         faces.append(triangles + first)
         first += len(corners)
-    corners, triangles = _framed(rng, np.concatenate(vertices)), np.concatenate(faces)
+    corners, triangles = _framed(rng, np.concatenate(vertices), zoom=True), np.concatenate(faces)
     return Mesh(corners, triangles, smooth_normals(corners, triangles), "solid")
 
 
 def mesh_files(folder: Path, split: str) -> list[Path]:
-    """The meshes in a folder that a split may use, sorted: the held-out ones are for the test, and for it alone.
-
-    Where none of the held-out ones are there, the test takes all.
+    """The meshes in a folder that a split may use, sorted: training takes all but those held out, the test those alone.
 
     Raises:
-        UserError: no such folder, or no mesh in it.
+        UserError: no such folder, or no such mesh in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; --meshes expects one with {', '.join(SUFFIXES)} files")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-    kept = [file for file in files if (file.stem.lower() in HELD_OUT) == (split == "test")]
-    files = kept or (files if split == "test" else [])
+    if split == "test":
+        return held_out_files(folder)
+    files = [file for file in _files(folder) if file.stem.lower() not in HELD_OUT]
     if not files:
-        raise UserError(f"{folder} holds no mesh to {split} on; expected {', '.join(SUFFIXES)} files")
+        raise UserError(f"{folder} holds no mesh to train on; expected {', '.join(SUFFIXES)}, other than held-out ones")
     return files
+
+
+def held_out_files(folder: Path) -> list[Path]:
+    """The meshes in a folder that are only tested on, sorted.
+
+    Raises:
+        UserError: no such folder, or it has none of them.
+    """
+    files = [file for file in _files(folder) if file.stem.lower() in HELD_OUT]
+    if not files:
+        raise UserError(f"{folder} has none of the meshes held out for tests: expected {' or '.join(HELD_OUT)}")
+    return files
+
+
+def held_out_names(folder: Path) -> list[str]:
+    """Which of the held-out meshes a folder has; training leaves them out."""
+    return [file.stem for file in _files(folder) if file.stem.lower() in HELD_OUT]
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; expected one with meshes ({', '.join(SUFFIXES)})")
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
 
 
 @cache
@@ -130,11 +150,11 @@ def read_mesh(file: Path) -> Mesh:
     return Mesh(vertices[faces].reshape(-1, 3), corners, creased_normals(vertices, faces), file.stem)
 
 
-def from_file(file: Path, rng: np.random.Generator) -> Mesh:
-    """A mesh of a file under a random rotation, zoomed into or not."""
+def from_file(file: Path, rng: np.random.Generator, *, zoom: bool = True) -> Mesh:
+    """A mesh of a file under a random rotation; whole, or with ``zoom`` sometimes only a part of it."""
     mesh = read_mesh(file)
     turn = random_rotation(rng).T.astype(np.float32)
-    vertices = _framed(rng, mesh.vertices @ turn)
+    vertices = _framed(rng, mesh.vertices @ turn, zoom)
     return Mesh(vertices, mesh.faces, mesh.normals @ turn, mesh.name)
 
 
@@ -150,12 +170,12 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def _framed(rng: np.random.Generator, vertices: np.ndarray) -> np.ndarray:
-    """The vertices moved and scaled to fill the image, or (1 in 3) so that as little as a third of them does."""
+def _framed(rng: np.random.Generator, vertices: np.ndarray, zoom: bool) -> np.ndarray:
+    """The vertices moved and scaled to fill the image; with ``zoom``, 1 in 3 times so that up to a third of it does."""
     low, high = vertices.min(0), vertices.max(0)
     scale = 2 * rng.uniform(0.8, 0.98) / (high - low)[:2].max()
     centre = (low + high) / 2
-    if rng.uniform() < 1 / 3:
+    if zoom and rng.uniform() < 1 / 3:
         scale *= np.exp(rng.uniform(0, np.log(3)))
         # Look at some vertex in the middle half, so that the object is in the picture.
         near = np.nonzero((np.abs(vertices - centre)[:, :2] < (high - low)[:2] / 4).all(1))[0]

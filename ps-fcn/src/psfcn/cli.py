@@ -6,6 +6,8 @@ import click
 from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
+from psfcn.cli_render import COMMANDS as RENDERING
+
 
 @click.group(cls=Group, context_settings=SETTINGS)
 @click.version_option(package_name="ps-fcn", message="psfcn %(version)s")
@@ -16,3 +18,7 @@ def main() -> None:
     Example:
       psfcn predict imgs/ lights.txt
     """
+
+
+for command in RENDERING:
+    main.add_command(command)

@@ -45,6 +45,20 @@ def rings(rng: np.random.Generator, count: int) -> np.ndarray:
     return _from_angles(azimuth, heights[ring])
 
 
+def spread_first(lights: np.ndarray) -> np.ndarray:
+    """The same lights, ordered so that the first 8, 16 or any number of them are spread like all of them.
+
+    Each is the farthest from those before it, beginning with the one nearest to the camera.
+    """
+    order = [int(lights[:, 2].argmax())]
+    nearest = lights @ lights[order[0]]  # cosine to the closest one chosen
+    while len(order) < len(lights):
+        nearest[order[-1]] = np.inf
+        order.append(int(nearest.argmin()))
+        nearest = np.maximum(nearest, lights @ lights[order[-1]])
+    return lights[order]
+
+
 def draw_intensities(rng: np.random.Generator, count: int) -> np.ndarray:
     """``[count, 3]`` intensities as LCNet is trained on: U(0.2, 2), the same in red, green and blue."""
     return np.repeat(rng.uniform(*INTENSITIES, (count, 1)), 3, axis=1).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-SHAPES = ("blobs", "solids", "patches", "spheres", "meshes")
+SHAPES = {"blobs": 3, "solids": 2, "patches": 2, "spheres": 1, "meshes": 3}  # and how often each is drawn
 MATERIALS = ("measured", "painted", "ggx", "blends")
 
 
@@ -17,8 +17,8 @@ class Options:
         size: pixels along each side.
         lights: the least and the most lights of a sample.
         split: ``train`` or ``test``: which measured materials and meshes, and other seeds.
-        shapes: some of :data:`SHAPES`, drawn with equal chances.
-        materials: some of :data:`MATERIALS`, likewise; ``painted`` are measured ones with another diffuse colour.
+        shapes: some of :data:`SHAPES`, drawn as often as it says.
+        materials: some of :data:`MATERIALS`, equally often; ``painted`` are measured ones of another diffuse colour.
         meshes: folder of meshes, for ``meshes``.
         clustered: share of samples whose lights all lie within 45 degrees.
         rings: share of samples whose lights stand in rings.

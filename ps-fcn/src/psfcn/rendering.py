@@ -15,7 +15,7 @@ import numpy as np
 from psfcn import blobs, light_sets, materials
 from psfcn.gbuffer import GBuffer, Mesh, look_at, unshadowed
 from psfcn.noise import Noise
-from psfcn.render_options import Options
+from psfcn.render_options import SHAPES, Options
 from psfcn.samples import WHITE, Sample
 
 PAIRS = 1 << 16  # pixels times lights shaded at a time: what fits a processor's cache
@@ -135,7 +135,8 @@ def _draw_simple(rng: np.random.Generator, kind: str, split: str) -> materials.M
 
 
 def _draw_mesh(rng: np.random.Generator, options: Options) -> Mesh:
-    kind = rng.choice(options.shapes)
+    often = np.array([SHAPES[shape] for shape in options.shapes], float)
+    kind = rng.choice(options.shapes, p=often / often.sum())
     if kind == "blobs":
         return blobs.random_blob(rng, options.size)
     if kind == "solids":
