@@ -10,7 +10,7 @@ import pytest
 import torch
 import trimesh
 from click.testing import CliRunner
-from distrender import decoder_files
+from distrender import decoder_files, decoder_kernels
 from distrender.cli import main
 from distrender.decoder import DecoderConfig, DeepSDFDecoder
 from distrender.grid import GridSDF
@@ -31,7 +31,7 @@ SPHERE = "sphere(0.5)"
 
 
 def test_help_has_examples_and_does_not_wait_for_torch():
-    for words in ([], ["render"], ["mesh"]):
+    for words in ([], ["render"], ["mesh"], ["bench"]):
         shown = subprocess.run(
             [sys.executable, "-m", "distrender", *words, "--help"], capture_output=True, text=True, check=True
         )
@@ -122,6 +122,32 @@ def test_a_decoder_is_rendered_by_its_code(files):
     assert result.exit_code == 1
     assert "no shape 'two'" in result.output
     assert not (files / "b.png").exists()
+
+
+def test_sixteen_bits_far_from_the_surface_show_the_same(tmp_path):
+    torch.manual_seed(0)
+    decoder = DeepSDFDecoder(DecoderConfig(latent=0, hidden=24, layers=2, skip=(), final_tanh=0))
+    directions = torch.nn.functional.normalize(torch.randn(24, 3), dim=1)
+    with torch.no_grad():  # a ball's distance, as good as 24 directions tell it
+        decoder.lin0.weight.copy_(directions)
+        decoder.lin1.weight.copy_(torch.eye(24))
+        for bias in (decoder.lin0.bias, decoder.lin1.bias):
+            bias.zero_()
+        decoder.lin2.weight.fill_(4 / 24)  # a half of the directions see a point, with a cosine of 1/2
+        decoder.lin2.bias.fill_(-0.6)
+    decoder_files.save(tmp_path / "ball.safetensors", decoder, torch.zeros(1, 0), ["one"])
+    depths, counts = [], []
+    for precision in ("mixed", "float32"):
+        output, words = tmp_path / f"{precision}.npy", ("--what", "depth", "--size", 48, "--precision", precision)
+        counts.append(json.loads(done("render", tmp_path / "ball.safetensors", "-o", output, *words, "--json")))
+        depths.append(np.load(output))
+    hit = np.isfinite(depths)
+    assert hit.mean() > 0.1
+    assert (hit[0] != hit[1]).sum() <= 2
+    first, second = (depth[hit.all(0)] for depth in depths)
+    assert np.quantile(np.abs(first - second), 0.95) < 1e-3
+    if decoder_kernels.MULTIPLIES_BFLOAT16:
+        assert counts[0]["queries"] != counts[1]["queries"]
 
 
 @pytest.mark.parametrize(

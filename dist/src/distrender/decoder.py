@@ -174,6 +174,10 @@ class CodedSDF(nn.Module):
                 return self(points)
             return decoder_kernels.decode(self.decoder.packed(dtype), self.latent, points)
 
+    def has_faster_approximation(self) -> bool:
+        """Whether :meth:`approximate` is anything else than :meth:`forward` where this decoder is."""
+        return decoder_kernels.rough_dtype(self.latent.device) is not None and self._has_kernel(self.latent)
+
     def _has_kernel(self, points: Tensor) -> bool:
         return decoder_kernels.serves(self.decoder.config, points, self.latent, self.decoder.lin0.weight)
 
