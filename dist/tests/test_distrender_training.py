@@ -1,6 +1,8 @@
 """Training an auto-decoder: equations by hand, what is prepared, going on after a stop, and the command."""
 
 import json
+import os
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +16,10 @@ from distrender.sampling import NormalizationParameters, Samples, SamplingOption
 from distrender.training import RunOptions, Trainer, TrainingOptions, train
 from distrender.training_data import ALONE, TrainingSet, find, open_training_set
 from papershelf.errors import UserError
+from papershelf.processes import joined
 
 TINY = TrainingOptions(latent=3, hidden=16, layers=3, skip=2, steps=4, batch=2, points=32, samples=200)
-QUIET = RunOptions(device="cpu", save_every=1000, shown=1)
+QUIET = RunOptions(device="cpu", save_every=1000, shown=0)
 
 
 def run(*words: object):
@@ -117,6 +120,45 @@ def same(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two_steps(options, out=None):
+    """Gradients and sums of the second step, as this process sees them after all have been joined."""
+    with joined("cpu") as place:
+        trainer = Trainer(options, spheres([0.3, 0.5, 0.6, 0.8]), place)
+        trainer.update()
+        trainer.update()
+        found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        found |= {"sums": place.summed(trainer.sums), "moved": trainer.model.codes.detach()}
+        if out and place.rank == 0:
+            torch.save(found, out)
+    return found
+
+
+def one_of_two(rank, port, options, out):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    two_steps(options, out)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    options = replace(TINY, batch=4, eikonal=0.1)
+    torch.multiprocessing.spawn(one_of_two, (free_port(), options, tmp_path / "shared.pt"), nprocs=2)
+    shared = torch.load(tmp_path / "shared.pt", weights_only=True)
+    alone = two_steps(options)
+    assert shared.pop("sums")[0] / 4 == pytest.approx(float(alone.pop("sums")[0]) / 2, rel=1e-5)
+    for name, expected in alone.items():
+        torch.testing.assert_close(
+            shared[name], expected, rtol=1e-3, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
 class Stopping:
     """Answers as stop_requests does: yes from the ``at``-th question on."""
 
@@ -141,7 +183,7 @@ def test_two_steps_and_two_more_are_four(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt, match="after step 2 of 4"):
             train(TINY, "procedural", tmp_path / "parts", QUIET, shapes=3)
     assert state_of(tmp_path / "parts")["step"] == 2
-    train(TINY, "procedural", tmp_path / "parts", RunOptions(device="cpu", shown=1, resume=True), shapes=3)
+    train(TINY, "procedural", tmp_path / "parts", replace(QUIET, resume=True), shapes=3)
     whole, parts = (state_of(tmp_path / name) for name in ("whole", "parts"))
     for state in (whole, parts):
         state.pop("seconds")
@@ -213,7 +255,21 @@ SMALL = ["--latent", 3, "--hidden", 16, "--layers", 2, "--skip", 0, "--steps", 3
 
 
 def test_the_command_leaves_a_decoder_that_can_be_rendered(tmp_path, meshes):
-    words = ["train", meshes, "-o", tmp_path / "run", *SMALL, "--workers", 0, "--seed", 5, "--half", "--json"]
+    words = [
+        "train",
+        meshes,
+        "-o",
+        tmp_path / "run",
+        *SMALL,
+        "--workers",
+        0,
+        "--seed",
+        5,
+        "--half",
+        "--json",
+        "--shown",
+        1,
+    ]
     result = run(*words)
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)

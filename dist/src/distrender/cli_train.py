@@ -53,7 +53,7 @@ Examples:
 @in_run("--resume", is_flag=True, help="Go on from the state saved there; the other options must be the same.")
 @in_run("--half", is_flag=True, help="Keep the weights in half precision.")
 @in_run("--save-every", type=click.FloatRange(0), default=240.0, help="Seconds between saved states and pictures.")
-@in_run("--shown", type=click.IntRange(1), default=6, help="Shapes on a picture.")
+@in_run("--shown", type=click.IntRange(0), default=6, help="Shapes on a picture; 0 for none.")
 @in_run("--device", default="auto", metavar="auto|cpu|cuda", help="Where the network runs.")
 @in_run("--threads", type=click.IntRange(1), help="CPU threads. [default: one per core]")
 @in_run("--workers", type=click.IntRange(0), help="Processes that prepare samples. [default: one per core]")

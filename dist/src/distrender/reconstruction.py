@@ -21,7 +21,7 @@ from distrender.tracing import MarchOptions
 from distrender.training_data import TrainingSet
 
 NEAR = 0.02  # distance within which samples are near the surface
-AT_MOST = 64  # shapes that the figures of a training run are taken from, spread over all
+AT_MOST = 64  # shapes that the figures of a training run are taken from
 
 
 def near_surface(decoder: DeepSDFDecoder, codes: Tensor, data: TrainingSet) -> dict[str, float]:
@@ -37,7 +37,7 @@ def near_surface(decoder: DeepSDFDecoder, codes: Tensor, data: TrainingSet) -> d
         a true distance function).
     """
     errors, norms = [], []
-    for number in spread(len(codes), AT_MOST):
+    for number in some(len(codes), AT_MOST):
         samples = data.of_shape(number)
         samples = samples[samples[:, 3].abs() < NEAR]
         error, norm = against(decoder, codes[number], samples)
@@ -85,9 +85,9 @@ def compare(
     return figures | {"chamfer": 1000 * chamfer(made, surface_samples(truth, seed=seed))}
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of the numbers below ``count``, evenly spread."""
-    return torch.linspace(0, count - 1, min(count, most)).long().tolist()
+def some(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers below ``count``, in order, drawn by chance but always the same."""
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].tolist())
 
 
 @torch.no_grad()

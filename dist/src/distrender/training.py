@@ -200,9 +200,8 @@ class Trainer:
         loss = error.mean() + options.code_weight * codes.square().sum(1).mean()  # eqs. 4 and 9
         if options.eikonal:
             (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=True)
-            near = (distances.abs() < options.clamp).float()
-            off = (gradient.norm(dim=-1) - 1).square()
-            loss = loss + options.eikonal * (off * near).sum() / near.sum().clamp(min=1)
+            off = (gradient.norm(dim=-1) - 1).square() * (distances.abs() < options.clamp)
+            loss = loss + options.eikonal * off.mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -215,20 +214,28 @@ class Trainer:
         Raises:
             UserError: the loss is no number any more.
         """
-        total, steps = self.place.summed(self.sums).tolist()
-        loss = total / steps
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {self.step}; what was saved before is kept; choose a lower --lr"
-            )
+        total, steps = self._summed().tolist()
         self.sums.zero_()
         norm = float(self.model.codes.detach().norm(dim=1).mean())
         rate = self.optimizer.param_groups[0]["lr"]
-        return {"loss": loss, "code_norm": norm, "lr": rate, "seconds": round(self.seconds, 3)}
+        return {"loss": total / steps, "code_norm": norm, "lr": rate, "seconds": round(self.seconds, 3)}
+
+    def _summed(self) -> Tensor:
+        """The sums over all processes; UserError where the loss is no number any more."""
+        sums = self.place.summed(self.sums).cpu()
+        if not sums.isfinite().all():
+            raise UserError(
+                f"the loss is no number at step {self.step}; what was saved before is kept; choose a lower --lr"
+            )
+        return sums
 
     def save(self, file: Path) -> None:
-        """Write what :meth:`load` needs; every process must call it, the first one writes."""
-        sums = self.place.summed(self.sums).cpu()
+        """Write what :meth:`load` needs; every process must call it, the first one writes.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        sums = self._summed()
         if self.place.rank:
             return
         state = {
@@ -271,7 +278,7 @@ class RunOptions:
         workers: processes that prepare samples.
         resume: go on from the run's checkpoint.
         half: keep the weights in half precision.
-        shown: training shapes on each picture.
+        shown: training shapes on each picture; 0 for no pictures.
         save_every: seconds from one saved state, with its picture, to the next.
         command: for the record.
     """
@@ -366,7 +373,8 @@ def _loop(trainer: Trainer, run: Path, settings: RunOptions, log: TrainingLog | 
                 trainer.save(run / CHECKPOINT)
                 if place.rank == 0:
                     _export(trainer, run, settings, figures)
-                    _show(trainer, run, settings.shown)
+                    if settings.shown:
+                        _show(trainer, run, settings.shown)
                     if log:
                         log.plot()
                 saved = time.monotonic()
@@ -389,7 +397,7 @@ def _export(trainer: Trainer, run: Path, settings: RunOptions, figures: Mapping[
 def _show(trainer: Trainer, run: Path, count: int) -> None:
     (run / PICTURES).mkdir(exist_ok=True)
     decoder, codes = trainer.on_cpu()
-    chosen = codes[reconstruction.spread(len(codes), count)]
+    chosen = codes[reconstruction.some(len(codes), count)]
     write_image(run / PICTURES / f"{trainer.step:07d}.png", reconstruction.sheet(decoder, chosen))
 
 
