@@ -16,7 +16,7 @@ STEEPEST = 0.35  # n_z below which slopes are left out: they say little but nois
 SURE = 0.8  # one explanation must leave less than this share of the other's misfit
 SURE_OF_GAMMA = 0.87
 SRGB_POWER = 2.2
-PIXELS = 20_000  # looked at, at most
+PIXELS = 5_000  # looked at, at most
 
 
 def coarse_levels(images: np.ndarray, mask: np.ndarray, dtype: np.dtype) -> str | None:
