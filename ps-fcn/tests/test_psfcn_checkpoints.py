@@ -84,7 +84,7 @@ def test_files_that_hold_more_than_tensors_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"refused; give the file of the same name without _rec"):
         checkpoints.load(tmp_path / "PS-FCN_rec.pth")
     torch.save({"optimizer": {"state": {}}, "scheduler": {}}, file)
-    with pytest.raises(UserError, match="expected the released .* without _rec"):
+    with pytest.raises(UserError, match=r"expected the released .* without _rec"):
         checkpoints.load(file)
 
 

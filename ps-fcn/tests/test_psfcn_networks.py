@@ -1,4 +1,4 @@
-"""PS-FCN against a plain forward from the spec's keys, and what the maximum promises: no order, no number, no memory."""
+"""PS-FCN against a plain forward from the spec's keys, and what the maximum promises: any order, any number."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_it_has_the_papers_parameters_under_the_released_names():
     released = released_state()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in released.items()}
     assert PSFCN(in_channels=3).state_dict().keys() == released.keys()
-    with pytest.raises(ValueError, match="in_channels must be 6 .* or 3"):
+    with pytest.raises(ValueError, match=r"in_channels must be 6 .* or 3"):
         PSFCN(in_channels=4)
 
 

@@ -52,6 +52,9 @@ class Span(click.ParamType):
 
     name = "A or A..B"
 
+    def __init__(self, least: int, what: str) -> None:
+        self.least, self.what = least, what
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
@@ -59,8 +62,8 @@ class Span(click.ParamType):
         if not (low.isdecimal() and (high or low).isdecimal()):
             self.fail(f"{value!r} is neither a number nor two as in 6..96", param, ctx)
         span = int(low), int(high or low)
-        if not 3 <= span[0] <= span[1]:
-            self.fail(f"{value!r}: expected at least 3 lights, and the larger number last", param, ctx)
+        if not self.least <= span[0] <= span[1]:
+            self.fail(f"{value!r}: expected at least {self.least} {self.what}, and the larger number last", param, ctx)
         return span
 
 
@@ -89,7 +92,7 @@ class Span(click.ParamType):
 )
 @in_samples("--noise", type=click.FloatRange(0, 1), default=Options.noise, help="Standard deviation, white being 1.")
 @in_samples("--test-set", is_flag=True, help="The 60 fixed objects of the test instead; 96 lights each.")
-@in_lights("--lights", type=Span(), default=f"{Options.lights[0]}", help="Of each sample.")
+@in_lights("--lights", type=Span(3, "lights"), default=f"{Options.lights[0]}", help="Of each sample.")
 @in_lights(
     "--clustered",
     type=click.FloatRange(0, 1),
