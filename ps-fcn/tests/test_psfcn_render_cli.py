@@ -165,3 +165,21 @@ def test_help_ends_in_examples_and_loads_nothing_heavy():
     code = "import sys; import psfcn.cli_render; assert not {'numpy', 'torch'} & set(sys.modules), 'heavy'"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_ctrl_c_says_what_is_there_and_leaves_no_parts(tmp_path, monkeypatch):
+    from psfcn import sample_folders
+
+    calls = []
+
+    def stopped(work, path, layout, real=sample_folders._render):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(path)
+        real(work, path, layout)
+
+    monkeypatch.setattr(sample_folders, "_render", stopped)
+    result = run("-o", tmp_path / "out", "--count", 5, *TINY)
+    assert result.exit_code == 130
+    assert "2 of 5 samples are in" in result.stderr
+    assert sorted(contents(tmp_path / "out")) == ["000000.npz", "000001.npz", "render.json"]

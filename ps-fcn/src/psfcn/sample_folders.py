@@ -86,9 +86,9 @@ def render_folder(
                 rendered += 1
                 progress.update()
         except KeyboardInterrupt:
+            there = len(jobs) - sum(not path.exists() for path, _ in missing)
             raise KeyboardInterrupt(
-                f"Interrupted; {len(jobs) - len(missing) + rendered} of {len(jobs)} samples are in {folder}, "
-                "and the same command goes on from there."
+                f"Interrupted; {there} of {len(jobs)} samples are in {folder}, and the same command goes on from there."
             ) from None
     if sheet:
         write_image(sheet, contact_sheet([work() for _, work in jobs[:SHOWN]]))
