@@ -172,11 +172,11 @@ def test_ctrl_c_says_what_is_there_and_leaves_no_parts(tmp_path, monkeypatch):
 
     calls = []
 
-    def stopped(work, path, layout, real=sample_folders._render):
+    def stopped(path, work, layout, real=sample_folders._render):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(path)
-        real(work, path, layout)
+        real(path, work, layout)
 
     monkeypatch.setattr(sample_folders, "_render", stopped)
     result = run("-o", tmp_path / "out", "--count", 5, *TINY)
