@@ -12,6 +12,7 @@ import torch
 from distrender.decoder import DecoderConfig, DeepSDFDecoder
 from distrender.decoder_files import load, load_experiment, save
 from distrender.pickled import read_codes
+from distrender.shape_files import open_shape
 from papershelf.errors import UserError
 from safetensors.torch import save_file
 from torch import nn
@@ -306,3 +307,20 @@ def test_a_trained_network_of_maurocks_gives_closed_shapes():
             f"|gradient| at the surface: median {gradient.median():.2f}, {gradient.min():.2f} to {gradient.max():.2f}"
         )
         assert 0.1 < gradient.median() < 1.5  # no true distances: what marching has to live with
+
+
+def test_a_code_of_its_own_file(tmp_path):
+    torch.manual_seed(0)
+    decoder = DeepSDFDecoder(DecoderConfig(latent=4, hidden=16, layers=2, skip=()))
+    save(tmp_path / "a.safetensors", decoder)
+    code = torch.randn(4)
+    np.save(tmp_path / "code.npy", code.numpy())
+    points = torch.rand(5, 3)
+    made = open_shape(str(tmp_path / "a.safetensors"), str(tmp_path / "code.npy"))
+    with torch.no_grad():
+        torch.testing.assert_close(made(points), decoder(code, points))
+    np.save(tmp_path / "long.npy", np.zeros(5, np.float32))
+    (tmp_path / "no.npy").write_text("no numbers")
+    for name, said in (("long", "codes are 4 numbers"), ("no", "cannot be read as a code"), ("missing", "cannot read")):
+        with pytest.raises(UserError, match=said):
+            open_shape(str(tmp_path / "a.safetensors"), str(tmp_path / f"{name}.npy"))

@@ -18,7 +18,7 @@ in_march = partial(click.option, cls=Section, section="Tracing")
 in_output = partial(click.option, cls=Section, section="Output")
 in_run = partial(click.option, cls=Section, section="This run")
 
-code_option = in_shape("--code", default="0", help="Number or name of a decoder's shape.")
+code_option = in_shape("--code", default="0", help="Number or name of a decoder's shape, or a .npy of its code.")
 epoch_option = in_shape("--epoch", default="latest", help="Of a DeepSDF experiment's folder.")
 grid_option = in_shape("--grid", type=click.IntRange(2), default=160, help="A mesh's samples along each axis.")
 threads_option = in_run("--threads", type=click.IntRange(1), help="CPU threads. [default: one per core]")

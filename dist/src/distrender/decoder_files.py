@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
@@ -35,6 +36,7 @@ from distrender.pickled import read_codes, read_pickled
 
 PICKLED = (".pth", ".pt")
 SUFFIXES = (".safetensors", *PICKLED)
+CODE = ".npy"  # of a single code
 PROCEDURAL = "procedural"  # the word that names the decoder that ships with this package
 SHIPPED = Path(__file__).parent / "weights" / f"{PROCEDURAL}.safetensors"
 BEFORE_SKIP = 3  # maurock's skip_layer comes after so many layers of `net`, if there are twice as many
@@ -57,11 +59,13 @@ class Experiment:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def code(self, which: int | str) -> Tensor:
-        """The code ``[latent]`` of a shape by its number or its name.
+        """The code ``[latent]`` of a shape by its number, its name, or from a ``.npy`` as ``complete`` writes it.
 
         Raises:
-            UserError: there is no such shape.
+            UserError: there is no such shape, or the file is no code of this decoder's.
         """
+        if isinstance(which, str) and which.endswith(CODE):
+            return _read_code(Path(which), self.decoder.config.latent)
         if isinstance(which, str) and which in self.names:
             which = self.names.index(which)
         if not isinstance(which, int) and not re.fullmatch(r"\d+", which):
@@ -70,6 +74,18 @@ class Experiment:
         if not 0 <= int(which) < len(self.codes):
             raise UserError(f"this experiment has codes 0 to {len(self.codes) - 1}, got {which}")
         return self.codes[int(which)]
+
+
+def _read_code(path: Path, size: int) -> Tensor:
+    try:
+        code = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as a code ({error}); write it with `complete --code`") from error
+    if not isinstance(code, np.ndarray) or code.shape != (size,) or code.dtype.kind != "f":
+        raise UserError(f"{path}: this decoder's codes are {size} numbers, got {getattr(code, 'shape', 'none')}")
+    return torch.from_numpy(code.astype(np.float32))
 
 
 def load(path: Path | str) -> DeepSDFDecoder:

@@ -23,7 +23,7 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
         text: path of a mesh (turned into a :class:`GridSDF`), of a grid (``.npz``), of a decoder (``.safetensors``,
             ``.pth``, a DeepSDF experiment's folder, or the word ``procedural``, our own); or an expression such as
             ``torus(0.5, 0.2)``.
-        code: number or name of a decoder's shape.
+        code: number or name of a decoder's shape, or the ``.npy`` of a code.
         resolution: samples along each axis of a mesh's grid.
         epoch: of a DeepSDF experiment.
 
@@ -34,7 +34,7 @@ def open_shape(text: str, code: str = "0", resolution: int = RESOLUTION, epoch: 
     ours = text == decoder_files.PROCEDURAL
     if ours or path.is_dir() or path.suffix in decoder_files.SUFFIXES:
         experiment = decoder_files.load_experiment(text if ours else _existing(path), epoch)
-        if not len(experiment.codes):
+        if not len(experiment.codes) and not code.endswith(decoder_files.CODE):
             raise UserError(f"{path} holds a decoder without codes of shapes; name the experiment's folder instead")
         return experiment.decoder.with_code(experiment.code(code))
     if path.suffix == ".npz":
