@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -303,6 +305,14 @@ def test_the_command_leaves_a_decoder_that_can_be_rendered(tmp_path, meshes):
     result = run(*words, "--resume", "--lr", 0.1)
     assert result.exit_code == 1
     assert "lr 0.0005 (now 0.1)" in result.output
+
+
+def test_help_has_examples_and_does_not_wait_for_torch():
+    shown = run("train", "--help")
+    assert shown.exit_code == 0
+    assert "Examples:" in shown.output
+    words = "import sys, distrender.cli_train; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], capture_output=True, text=True).stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(

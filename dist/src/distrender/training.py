@@ -342,7 +342,6 @@ def train(
             figures |= {"shapes": len(data.names), **reconstruction.near_surface(*trainer.on_cpu(), data)}
             _export(trainer, run, settings, figures)
         if log:
-            log.plot()
             log.close()
     if trainer.step < trainer.total:
         raise KeyboardInterrupt(f"Stopped after step {trainer.step} of {trainer.total}; --resume goes on from {run}")
