@@ -3,6 +3,10 @@
 For analytic shapes and grids the whole loop is a kernel (:mod:`distrender.tracing_kernels`). A network is asked for
 many points at once instead; between two such questions ``distrender::march_step`` takes the values in, moves every
 ray by the rules of ``csrc/trace_math.h``, and packs those that go on: one pass, no masks, no history.
+
+On a GPU the march through a decoder is one operator after all, ``distrender::march_decoder``: blocks that evaluate the
+network keep their rays until these end (``csrc/march_decoder.cu``). There a ray that once came below
+``approximate_above`` is asked for exactly from then on.
 """
 
 from __future__ import annotations
@@ -13,21 +17,37 @@ import torch
 from papershelf import native
 from torch import Tensor
 
+from distrender import decoder_kernels
+from distrender.decoder import CodedSDF
 from distrender.marching import SDF, March, MarchOptions, approximation, ball_interval, query
 
 _kernels = native.Kernels(
-    "distrender_march", Path(__file__).parent / "csrc", cpu=["march.cpp", "march_cpu.cpp"], cuda=["march.cu"]
+    "distrender_march",
+    Path(__file__).parent / "csrc",
+    cpu=["march.cpp", "march_cpu.cpp", "march_decoder.cpp"],
+    cuda=["march.cu", "march_decoder.cu"],
 )
 FINISHES = ("none", "secant", "bisect")  # numbered as in csrc/trace.h
 SLACK = 1e-6  # times the bound: how far before the ball's rim a ray may go back, as in march_reference
 ROWS = ("t", "last_t", "last_f", "out_t", "out_f", "in_t", "in_f", "tries", "queries", "depth", "min_sdf", "min_depth")
 BEGINNING = {"tries": 0.0, "queries": 0.0, "depth": torch.inf, "min_sdf": torch.inf}  # others: unknown
 
+_MARCH = (
+    "Tensor(a!) walks, Tensor(b!) state, Tensor origins, Tensor directions, Tensor slope, Tensor near, Tensor far, "
+    "Tensor rays"
+)
+_RULES = (
+    "float approximate_above, int steps, float ratio, float clamp, float threshold, int finish, float finish_below, "
+    "float slack"
+)
 torch.library.define(
     "distrender::march_step",
-    "(Tensor(a!) walks, Tensor(b!) state, Tensor origins, Tensor directions, Tensor slope, Tensor near, Tensor far, "
-    "Tensor rays, Tensor values, SymInt exact, float approximate_above, int steps, float ratio, float clamp, "
-    "float threshold, int finish, float finish_below, float slack) -> (Tensor rays, Tensor points, Tensor counts)",
+    f"({_MARCH}, Tensor values, SymInt exact, {_RULES}) -> (Tensor rays, Tensor points, Tensor counts)",
+)
+# The result's first number counts the approximate values that were too small to be taken in.
+torch.library.define(
+    "distrender::march_decoder",
+    f"({_MARCH}, Tensor heads, Tensor weights, Tensor rough_weights, SymInt[] sizes, SymInt tanh, {_RULES}) -> Tensor",
 )
 
 
@@ -35,6 +55,12 @@ torch.library.define(
 def _(walks: Tensor, state: Tensor, origins: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     rays = rest[4]
     return torch.empty_like(rays), origins.new_empty(len(rays), 3), rays.new_empty(2)
+
+
+@torch.library.register_fake("distrender::march_decoder")
+def _(walks: Tensor, state: Tensor, *rest: Tensor) -> Tensor:
+    rays = rest[5]
+    return rays.new_empty(len(rays) + 3)
 
 
 def march(
@@ -72,6 +98,17 @@ def march(
         options.bound * SLACK,
     )
     rays = (start < far).nonzero()[:, 0].to(torch.int32)
+    if _is_for_one_kernel(sdf, origins):
+        coded, half = sdf.decoder.packed(torch.float32), rough and sdf.decoder.packed(torch.float16)
+        network = (
+            coded.heads(sdf.latent),
+            coded.weights,
+            half.weights if half else coded.weights.new_empty(0, dtype=torch.float16),
+            coded.sizes,
+            coded.config.final_tanh,
+        )
+        dropped = torch.ops.distrender.march_decoder(walks, state, *constants, rays, *network, *rules)[0]
+        return _result(walks, state, int(walks[ROWS.index("queries")].sum(dtype=torch.float64) + dropped))
     points = origins[rays] + start[rays, None] * directions[rays]
     exact, queries = (len(rays) if rough is None else 0), 0
     while len(rays):
@@ -83,5 +120,16 @@ def march(
         rays, points, counts = torch.ops.distrender.march_step(walks, state, *constants, rays, values, exact, *rules)
         exact, others = counts.tolist()
         rays, points = rays[: exact + others], points[: exact + others]
-    found = (walks[ROWS.index(name)] for name in ("depth", "min_sdf", "min_depth"))
-    return March(*found, state, queries)
+    return _result(walks, state, queries)
+
+
+def _result(walks: Tensor, state: Tensor, queries: int) -> March:
+    return March(*(walks[ROWS.index(name)] for name in ("depth", "min_sdf", "min_depth")), state, queries)
+
+
+def _is_for_one_kernel(sdf: SDF, origins: Tensor) -> bool:
+    """Whether the field is a decoder on a GPU, and calling it does no more than its forward."""
+    if type(sdf) is not CodedSDF or not native.runs_cuda_code(origins.device):
+        return False
+    hooked = sdf._forward_hooks or sdf._forward_pre_hooks
+    return not hooked and decoder_kernels.serves(sdf.decoder.config, origins, sdf.latent, sdf.decoder.lin0.weight)

@@ -19,8 +19,7 @@ template <typename Device>
 Tensor decode(const Tensor& points, const Tensor& heads, const Tensor& weights, std::vector<int64_t> sizes,
               int64_t tanh) {
   const papershelf::Scope scope(points);
-  std::vector<Layer> layers;
-  for (size_t i = 0; i + 2 < sizes.size(); i += 3) layers.push_back({sizes[i], sizes[i + 1], sizes[i + 2]});
+  const auto layers = layers_of(sizes);
   Tensor distances = torch::stable::new_empty(points, {points.size(0)});
   const auto call = [&]<typename Weight>(Weight) {
     const char* error = Device::template run<Weight>({layers, static_cast<const float*>(heads.const_data_ptr()),

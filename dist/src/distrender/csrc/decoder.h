@@ -1,6 +1,7 @@
 // A decoder's layers one after another for many points: the kernels' side of decoder_kernels.py, which packs the
 // numbers as they are read here.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +15,13 @@ struct Layer {
 
   int64_t blocks() const { return (out + kBlock - 1) / kBlock; }
 };
+
+// From the layers' three numbers one after another.
+inline std::vector<Layer> layers_of(const std::vector<int64_t>& sizes) {
+  std::vector<Layer> layers;
+  for (std::size_t i = 0; i + 2 < sizes.size(); i += 3) layers.push_back({sizes[i], sizes[i + 1], sizes[i + 2]});
+  return layers;
+}
 
 // On a CPU:
 // `heads`: for every layer and block [4, kBlock], the biases and what x, y and z are multiplied by.
