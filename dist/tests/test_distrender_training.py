@@ -12,7 +12,7 @@ import pytest
 import torch
 import trimesh
 from click.testing import CliRunner
-from distrender import decoder_files, procedural
+from distrender import decoder_files, procedural, reconstruction
 from distrender.cli import main
 from distrender.sampling import NormalizationParameters, Samples, SamplingOptions
 from distrender.training import RunOptions, Trainer, TrainingOptions, train
@@ -305,6 +305,10 @@ def test_the_command_leaves_a_decoder_that_can_be_rendered(tmp_path, meshes):
     result = run(*words, "--resume", "--lr", 0.1)
     assert result.exit_code == 1
     assert "lr 0.0005 (now 0.1)" in result.output
+    (meshes / "brick.ply").unlink()
+    result = run(*words, "--resume")
+    assert result.exit_code == 1
+    assert "shapes 2 (now 1)" in result.output
 
 
 def test_help_has_examples_and_does_not_wait_for_torch():
@@ -345,3 +349,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(UserError, match="choose a lower --lr"):
         train(options, "procedural", tmp_path / "run", QUIET, shapes=2)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_shape_is_compared_with_what_it_should_be():
+    def sphere(radius):
+        return lambda points: points.norm(dim=-1) - radius
+
+    same = reconstruction.compare(sphere(0.5), sphere(0.5), 48)
+    assert same["surface_error"] < 1e-4
+    assert same["gradient"] == pytest.approx(1, abs=1e-4)
+    assert same["chamfer"] == pytest.approx(same["chamfer_floor"], rel=0.1)
+    larger = reconstruction.compare(sphere(0.6), sphere(0.5), 48)
+    assert larger["surface_error"] == pytest.approx(0.1, abs=1e-4)
+    assert larger["chamfer"] == pytest.approx(1000 * 2 * 0.1**2, rel=0.05)  # both ways, squared, times 1000
+    assert reconstruction.compare(lambda points: points.norm(dim=-1) + 1, sphere(0.5), 24)["chamfer"] is None

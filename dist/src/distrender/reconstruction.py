@@ -67,22 +67,25 @@ def compare(
 
     Returns:
         ``chamfer`` (DeepSDF's, times 1000, of 30,000 points; None where the reconstruction has no surface),
+        ``chamfer_floor`` (the same between two draws of points on the true surface: no reconstruction comes below),
         ``surface_error`` (mean distance that the reconstruction gives on the true surface) and ``gradient`` (median
         norm there).
     """
     points = torch.from_numpy(surface_points(truth, 4096, np.random.default_rng(seed))).requires_grad_()
     values = sdf(points)
     (gradient,) = torch.autograd.grad(values.sum(), points)
+    true_points = surface_samples(truth, seed=seed)
     figures: dict[str, float | None] = {
         "chamfer": None,
+        "chamfer_floor": 1000 * chamfer(surface_samples(truth, seed=seed + 1), true_points),
         "surface_error": float(values.detach().abs().mean()),
         "gradient": float(gradient.norm(dim=-1).median()),
     }
     try:
-        made = surface_samples(mesh(sdf, resolution), seed=seed)
+        made = surface_samples(mesh(sdf, resolution), seed=seed + 1)
     except UserError:  # there is no surface
         return figures
-    return figures | {"chamfer": 1000 * chamfer(made, surface_samples(truth, seed=seed))}
+    return figures | {"chamfer": 1000 * chamfer(made, true_points)}
 
 
 def some(count: int, most: int) -> list[int]:

@@ -20,6 +20,7 @@ import copy
 import json
 import math
 import time
+import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -240,7 +241,7 @@ class Trainer:
             return
         state = {
             "config": asdict(self.options),
-            "names": list(self.data.names),
+            "data": self.about_data(),
             "step": self.step,
             "seconds": self.seconds,
             "sums": sums,
@@ -252,12 +253,16 @@ class Trainer:
 
     def load(self, file: Path) -> None:
         """Go on from a checkpoint: of the same recipe and shapes, or a UserError says what differs."""
-        state = read_state(file, asdict(self.options) | {"names": list(self.data.names)}, ("names",))
+        state = read_state(file, asdict(self.options) | self.about_data(), ("data",))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         if self.place.rank == 0:  # the sums are those of all processes
             self.sums.copy_(state["sums"])
+
+    def about_data(self) -> dict[str, object]:
+        """What must be the same for a run to go on."""
+        return {"shapes": len(self.data.names), "digest": f"{zlib.crc32(self.data.pos.numpy().tobytes()):08x}"}
 
     def on_cpu(self) -> tuple[DeepSDFDecoder, Tensor]:
         """The network and the codes ``[N, latent]`` as they are now."""
@@ -414,7 +419,7 @@ def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
         "processes": trainer.place.world,
         "command": command,
         "config": asdict(trainer.options),
-        "shapes": len(trainer.data.names),
+        **trainer.about_data(),
         "samples": len(trainer.data.pos) + len(trainer.data.neg),
         "steps": trainer.total,
     }

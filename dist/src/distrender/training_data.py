@@ -32,10 +32,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from distrender import procedural
+from distrender.decoder_files import PROCEDURAL
 from distrender.sampling import Samples, SamplingOptions, sample_mesh, sample_sdf
 from distrender.shape_files import MESHES
 
-PROCEDURAL = "procedural"
 SAMPLES, NORMALIZATION = "SdfSamples", "NormalizationParameters"
 SPLIT, HOW = "split.json", "sampling.json"
 TOP = "shapes"  # class of meshes that lie in no folder of their own
