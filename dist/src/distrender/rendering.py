@@ -28,6 +28,9 @@ from distrender.tracing import Hit, MarchOptions, sphere_trace
 VIDEOS, NUMBERS = (".mp4", ".mkv", ".mov"), (".npy", ".exr")
 RATE = 30  # frames of a video a second
 NETWORK_STEPS = 200  # of the finest level: with 28, trained decoders lose up to two thirds of the hits
+# Of a true distance: rays that graze a surface take long. A torus at 512x512 has a silhouette's IoU of 0.9967 with the
+# ladder's 28, 0.9997 with 100, for 5% more queries.
+GRAZING_STEPS = 100
 # Where secants begin, and 12 times the largest error of bfloat16 that was seen on a trained decoder (2.4e-3).
 NETWORK_APPROXIMATE_ABOVE = MarchOptions.finish_below
 
@@ -144,7 +147,7 @@ def trace_view(
         above = NETWORK_APPROXIMATE_ABOVE if mixed else 0.0
         march = MarchOptions(ratio=1.0, finish="secant", approximate_above=above)
         return trace_image(sdf, camera, march, steps=(3, 3, steps or NETWORK_STEPS), gradient="none")
-    most = (*FEWEST_STEPS[:-1], steps or FEWEST_STEPS[-1])
+    most = (*FEWEST_STEPS[:-1], steps or GRAZING_STEPS)
     return trace_image(sdf, camera, FEWEST, levels=FEWEST_LEVELS, steps=most, gradient="none")
 
 
