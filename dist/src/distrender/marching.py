@@ -94,9 +94,11 @@ class March:
 
 def ball_interval(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Depths ``[N]`` at which rays ``[N, 3]`` enter and leave the ball; both the same where they pass it."""
-    middle = -(origins * directions).sum(-1)  # depth of the point nearest to the centre
-    off_axis = (origins + middle[:, None] * directions).square().sum(-1)
-    half = (bound * bound - off_axis).clamp(min=0).sqrt()
+    # Axis by axis, since PyTorch's sums over a last dimension of 3 take three times as long.
+    o, d = origins.unbind(-1), directions.unbind(-1)
+    middle = -(o[0] * d[0] + o[1] * d[1] + o[2] * d[2])  # depth of the point nearest to the centre
+    x, y, z = (torch.addcmul(start, middle, along) for start, along in zip(o, d, strict=True))
+    half = (bound * bound - (x * x + y * y + z * z)).clamp(min=0).sqrt()
     return (middle - half).clamp(min=0), (middle + half).clamp(min=0)
 
 

@@ -53,9 +53,31 @@ struct LaneKind {
     memcpy(&found, numbers, sizeof(found));
     return found;
   }
+  HOST_DEVICE static void gather_pair(const T* from, const Index& at, Lanes<T>& first, Lanes<T>& second) {
+    first = gather(from, at), second = gather(from + 1, at);
+  }
 };
 template <>
-struct Kind<Lanes<float>> : LaneKind<float, int32_t> {};
+struct Kind<Lanes<float>> : LaneKind<float, int32_t> {
+#if defined(__AVX512DQ__)
+  // The compiler takes sixteen loads and puts their numbers together one by one; instructions for it take half the
+  // time, and a pair is one number of twice the size.
+  using LaneKind::gather;
+  HOST_DEVICE static Lanes<float> gather(const float* from, const Index& at) {
+    return Lanes<float>(_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, __m512i(at), from, 4));
+  }
+  HOST_DEVICE static void gather_pair(const float* from, const Index& at, Lanes<float>& first, Lanes<float>& second) {
+    const auto half = [&](__m256i places) {
+      return _mm512_castpd_ps(_mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, places, from, 4));
+    };
+    const __m512 low = half(_mm512_castsi512_si256(__m512i(at)));
+    const __m512 high = half(_mm512_extracti64x4_epi64(__m512i(at), 1));
+    const Index even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    first = Lanes<float>(_mm512_permutex2var_ps(low, __m512i(even), high));
+    second = Lanes<float>(_mm512_permutex2var_ps(low, __m512i(even + 1), high));
+  }
+#endif
+};
 template <>
 struct Kind<Lanes<double>> : LaneKind<double, int64_t> {};
 

@@ -31,6 +31,10 @@ struct Kind {
     return from[at];
 #endif
   }
+  // Two numbers side by side.
+  HOST_DEVICE static void gather_pair(const R* from, Index at, R& first, R& second) {
+    first = gather(from, at), second = gather(from + 1, at);
+  }
   HOST_DEVICE static R gather(const papershelf::Half* from, Index at) {
 #if defined(__CUDA_ARCH__)
     return papershelf::widen(papershelf::Half{__ldg(&from[at].bits)});
@@ -263,7 +267,9 @@ struct GridField {
   }
   template <typename R>
   HOST_DEVICE R row(const Index<R>& corner, const Among<R>& here) const {
-    return blend(Kind<R>::gather(grid.values, corner), Kind<R>::gather(grid.values + 1, corner), here.share_x);
+    R low, high;
+    Kind<R>::gather_pair(grid.values, corner, low, high);
+    return blend(low, high, here.share_x);
   }
 };
 
