@@ -31,7 +31,7 @@ SPHERE = "sphere(0.5)"
 
 
 def test_help_has_examples_and_does_not_wait_for_torch():
-    for words in ([], ["render"], ["mesh"], ["bench"]):
+    for words in ([], ["render"], ["mesh"], ["bench"], ["complete"], ["demo"]):
         shown = subprocess.run(
             [sys.executable, "-m", "distrender", *words, "--help"], capture_output=True, text=True, check=True
         )
