@@ -38,7 +38,7 @@ class Lot {
   // they hold: nobody looks at it.
   void fill() {
     const uint32_t idle = kAll & ~running_;
-    if (std::popcount(idle) < kLanes<T> / 4 || next_ == end_) return;
+    if (std::popcount(idle) < 3 * kLanes<T> / 8 || next_ == end_) return;
     uint32_t fresh = 0;
     for (uint32_t lanes = idle; lanes && next_ < end_; ++next_) {
       if (rays_.start[next_] < rays_.far[next_]) {
