@@ -60,6 +60,14 @@ def test_an_unknown_mode_names_the_known_ones(sources, monkeypatch):
         kernels(sources).load()
 
 
+def test_cuda_code_runs_on_gpus_and_in_the_mode_for_it_on_cpus(monkeypatch):
+    monkeypatch.delenv("PAPERSHELF_NATIVE", raising=False)
+    assert native.runs_cuda_code("cuda:1")
+    assert not native.runs_cuda_code(torch.device("cpu"))
+    monkeypatch.setenv("PAPERSHELF_NATIVE", "cuda-on-cpu")
+    assert native.runs_cuda_code("cpu")
+
+
 def test_off_builds_nothing(sources, monkeypatch):
     monkeypatch.setenv("PAPERSHELF_NATIVE", "off")
     off = kernels(sources)

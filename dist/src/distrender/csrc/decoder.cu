@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(kMostWarps * 32)
     tile.evaluate();
     for (uint32_t i = threadIdx.x; i < here; i += blockDim.x) distances[first + i] = tile.distances[i];
   }
+  finish_copies();  // of weights that nobody will want
 }
 
 template <typename E, int Points>

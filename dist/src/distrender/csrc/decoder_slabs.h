@@ -10,6 +10,7 @@
 namespace distrender {
 
 using papershelf::BFloat16;
+using papershelf::finish_copies;
 using papershelf::finish_groups;
 using papershelf::group_copies;
 using papershelf::Half;
