@@ -27,6 +27,7 @@ from psfcn.recipes import NETWORKS
 Network = PSFCN | LCNet
 
 PICKLED = (".pth", ".pt", ".tar")
+SUFFIXES = (".safetensors", *PICKLED)
 # What the released code calls its networks, written so that it can read our files.
 RELEASED = {"psfcn": "PS_FCN_run", "psfcn-n": "PS_FCN_run", "upsfcn": "PS_FCN_run", "lcnet": "LCNet"}
 
@@ -107,10 +108,15 @@ def default_weights(kind: str) -> Path:
     Raises:
         UserError: there are none.
     """
-    path = Path(__file__).parent / "weights" / f"{kind}.safetensors"
+    path = _shipped(kind)
     if not path.exists():
         raise UserError(f"no weights for {kind} come with psfcn; name a file, or train one: psfcn train {kind} --help")
     return path
+
+
+def ships(kind: str) -> bool:
+    """Whether weights of a kind come with the package."""
+    return _shipped(kind).exists()
 
 
 def kind_of(network: Network) -> str:
@@ -120,6 +126,10 @@ def kind_of(network: Network) -> str:
     if network.in_channels == 3:
         return "upsfcn"
     return "psfcn-n" if network.normalise else "psfcn"
+
+
+def _shipped(kind: str) -> Path:
+    return Path(__file__).parent / "weights" / f"{kind}.safetensors"
 
 
 def _empty(kind: str) -> Network:
@@ -156,8 +166,8 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file."""
-    if path.suffix not in (".safetensors", *PICKLED):
-        raise UserError(f"{path}: networks come in files that end in .safetensors, {', '.join(PICKLED)}")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: networks come in files that end in {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

@@ -6,7 +6,10 @@ import click
 from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
+from psfcn.cli_convert import COMMANDS as CONVERSION
+from psfcn.cli_predict import COMMANDS as PREDICTION
 from psfcn.cli_render import COMMANDS as RENDERING
+from psfcn.cli_train import COMMANDS as TRAINING
 
 
 @click.group(cls=Group, context_settings=SETTINGS)
@@ -20,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in RENDERING:
+for command in (*PREDICTION, *RENDERING, *TRAINING, *CONVERSION):
     main.add_command(command)
