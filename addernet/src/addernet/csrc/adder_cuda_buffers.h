@@ -8,6 +8,7 @@
 #pragma once
 #include "adder_cuda_math.h"
 #include "adder_cuda_plan.h"
+#include "device_memory.h"
 
 namespace addernet {
 
@@ -85,21 +86,6 @@ struct Cursor {
 
 // ------------------------------------------------------------------ accesses of several elements
 
-template <int bytes>
-struct Word;
-template <>
-struct Word<4> {
-  using type = uint32_t;
-};
-template <>
-struct Word<8> {
-  using type = uint2;
-};
-template <>
-struct Word<16> {
-  using type = uint4;
-};
-
 // K neighbours; `whole` where all exist and lie aligned, else the first `count`, and zeros.
 template <int K, typename S>
 __device__ __forceinline__ void load(const S* from, int32_t count, bool whole, Precision<S> (&to)[K]) {
@@ -139,25 +125,6 @@ __device__ __forceinline__ void store(S* to, int32_t count, bool whole, const Pr
     for (int k = 0; k < K; ++k)
       if (k < count) to[k] = narrow<S>(from[k]);
   }
-}
-
-// 16 bytes from global to shared memory, or zeros, while the thread goes on.
-__device__ __forceinline__ void start_copy(void* to, const void* from, bool exists) {
-#if defined(__CUDA_ARCH__)
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(exists ? 16 : 0) : "memory");
-#else
-  if (exists)
-    memcpy(to, from, 16);
-  else
-    memset(to, 0, 16);
-#endif
-}
-
-__device__ __forceinline__ void finish_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
 }
 
 // ------------------------------------------------------------------------------- a block's place
