@@ -77,9 +77,8 @@ def main() -> None:
         args.json.write_text(json.dumps(content, indent=2) + "\n")
     if args.keep:
         figures = json.loads(experiment.metadata.get("figures", "{}"))
-        figures |= {kind: results["all"][kind]["mean"] for kind in KINDS if kind in results["all"]} | {
-            "compared": len(rows)
-        }
+        means = {kind: results["all"][kind]["mean"] for kind in KINDS if kind in results["all"]}
+        figures["reconstruction"] = {"shapes": len(rows), **means}
         metadata = {**experiment.metadata, "figures": json.dumps(figures)}
         save(args.keep, experiment.decoder, experiment.codes, experiment.names, metadata, half=True)
 
