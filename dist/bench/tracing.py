@@ -1,4 +1,4 @@
-"""Pictures of DeepSDF's decoder on a CPU: our kernels against the same algorithm in plain PyTorch, and against naive.
+"""Pictures of DeepSDF's decoder: our kernels against the same algorithm in plain PyTorch, and against naive.
 
 The decoder is the published one (8x512, codes of 256), fitted to a procedural shape for some steps, which makes a
 smooth body. `float32` and `mixed` are what `dist-render render` does. `torch` is the same algorithm, same steps and
@@ -7,7 +7,8 @@ only rays on their way, in PyTorch alone: masks in Python, and linear layers tha
 the first turn only. With one thread it is that thread's own time that counts, so that other programs on the machine do
 little harm.
 
-python dist/bench/tracing.py [--size 128 512] [--threads 2] [--rounds 3] [--fit 300] [--json FILE]
+python dist/bench/tracing.py [--size 128 512] [--threads 2] [--device cpu] [--fit 300] [--json FILE]
+(part of `make gpu-check`)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from distrender import decoder_kernels
 from distrender.cameras import Camera
-from distrender.decoder import CodedSDF, DeepSDFDecoder
+from distrender.decoder import CodedSDF, DecoderConfig, DeepSDFDecoder
 from distrender.marching import march_reference
 from distrender.procedural import shape
 from distrender.pyramid import trace_image
@@ -32,6 +33,7 @@ from distrender.rendering import NETWORK_STEPS, trace_view
 from distrender.tracing import Hit, MarchOptions, sphere_trace
 from papershelf.measuring import commit, processor
 from torch import Tensor
+from torch.utils.benchmark import timer as gpu_timer  # waits for the GPU
 from tqdm import trange
 
 NAIVE = MarchOptions(steps=50, ratio=1.0, dynamic=False)
@@ -39,20 +41,20 @@ NEAR = 0.05  # half of the points to fit lie so far from the surface, about
 POINTS = 2048
 
 
-def fitted(family: str, steps: int) -> CodedSDF:
+def fitted(family: str, steps: int, device: str = "cpu", config: DecoderConfig | None = None) -> CodedSDF:
     """A decoder after so many steps of learning one shape's distances."""
     torch.manual_seed(0)
-    decoder = DeepSDFDecoder()
+    decoder = DeepSDFDecoder(config)
     code, target = 0.1 * torch.randn(decoder.config.latent), shape(family, 0)
     generator = torch.Generator().manual_seed(0)
-    sdf = decoder.with_code(code)
+    sdf = decoder.with_code(code).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), 3e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for _ in trange(steps, desc="fitting", disable=None):
         points = _points(target, generator)
         with torch.no_grad():
             distances = target(points)
-        loss = (sdf(points) - distances).abs().mean()
+        loss = (sdf(points.to(device)) - distances.to(device)).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,7 +99,7 @@ def ways(sdf: CodedSDF) -> dict[str, Callable[[Camera], Hit]]:
 @torch.no_grad()
 def measure(sdf: CodedSDF, size: int, rounds: int, timer: Callable[[], float]) -> dict[str, object]:
     """Seconds and queries of each way, how much faster than the others ours are, and how far their pictures agree."""
-    calls, camera = ways(sdf), Camera.orbit(1, size=(size, size))
+    calls, camera = ways(sdf), Camera.orbit(1, size=(size, size)).to(sdf.latent.device)
     small = camera.resized((16, 16))
     for call in calls.values():  # builds the kernels
         call(small)
@@ -136,18 +138,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--family", default="chair")
     parser.add_argument("--fit", type=int, default=300, help="steps")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sdf = fitted(args.family, args.fit)
+    on_gpu = args.device == "cuda"
+    timer = gpu_timer if on_gpu else thread_time if args.threads == 1 else perf_counter
+    sdf = fitted(args.family, args.fit, args.device)
     if not decoder_kernels.serves(sdf.decoder.config, sdf.latent):
         raise SystemExit("the kernels could not be built: nothing to compare (PAPERSHELF_NATIVE=require says why)")
     results = []
     for size in args.size:
-        results.append(measure(sdf, size, args.rounds, thread_time if args.threads == 1 else perf_counter))
-        print(f"{size} x {size}, {args.threads} thread(s)")
+        results.append(measure(sdf, size, args.rounds, timer))
+        print(f"{size} x {size}, " + ("GPU" if on_gpu else f"{args.threads} thread(s)"))
         for name, row in results[-1]["calls"].items():
             print(
                 f"  {name:8} {row['seconds']:9.3f} s {row['queries'] / 1e6:7.3f} M queries, {row['hits']} hits, "
@@ -155,7 +160,8 @@ def main() -> None:
             )
         print("  " + ", ".join(f"{name}: {times}" for name, times in results[-1]["times_faster"].items()))
     if args.json:
-        head = {"processor": processor(), "threads": args.threads, "torch": torch.__version__, "commit": commit()}
+        head = {"processor": torch.cuda.get_device_name() if on_gpu else processor(), "threads": args.threads}
+        head |= {"torch": torch.__version__, "commit": commit()}
         report = {"machine": head, "family": args.family, "fit": args.fit, "results": results}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
