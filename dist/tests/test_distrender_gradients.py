@@ -153,6 +153,39 @@ def test_silhouette_by_shape_and_pose():
     assert median_error(lambda v: loss(centre.detach(), radii.detach(), v), shift) < 0.01
 
 
+def test_minima_that_lie_in_a_crease_have_their_own_gradient():
+    """On a ray past a crease, max(a, b) is smallest where a = b, which moves when either does."""
+    leaf = torch.tensor([0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    # Along x from the left: a falls with slope 1/2, b rises with slope 1; they cross where both are 0.2 + 0.2 / 3.
+    field = lambda p: torch.maximum(leaf[0] - 0.5 * p[:, 0], leaf[1] + p[:, 0])  # noqa: E731
+    origin, along = (torch.tensor([[x, 0.0, 0.0]], dtype=torch.float64) for x in (-2.0, 1.0))
+    hit = sphere_trace(field, origin, along, MarchOptions(closest=12))
+    smallest = (1.0 * 0.2 + 0.5 * 0.3) / 1.5
+    assert hit.min_sdf.item() == pytest.approx(smallest, abs=1e-4)
+    (gradient,) = torch.autograd.grad(hit.min_sdf.sum(), leaf)
+    assert gradient.tolist() == pytest.approx([1 / 1.5, 0.5 / 1.5])
+
+
+def test_silhouettes_of_networks_with_creases():
+    torch.manual_seed(0)
+    centre, radii = (v.detach() for v in parameters())
+    first, second = torch.nn.Linear(5, 32).double(), torch.nn.Linear(32, 1).double()
+    options = MarchOptions(closest=8)
+    origins, directions = some_rays(10, 1.2)
+
+    def loss(z, kept):
+        def network(p):
+            wobble = second(torch.relu(first(torch.cat([z.expand(len(p), 2), 2 * p], -1))))[:, 0]
+            return ellipsoid(p, centre, radii) + 0.3 * wobble
+
+        min_sdf = sphere_trace(network, origins, directions, options).min_sdf
+        return min_sdf if kept is None else (weights_for(kept) * min_sdf)[kept].sum()
+
+    latent = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    around = loss(latent, None)
+    assert median_error(lambda z: loss(z, (around > 0.01) & (around < 0.2)), latent.requires_grad_(), 1e-6) < 0.01
+
+
 def test_normals_and_points_by_shape(interior):
     centre, radii = parameters()
     origins, directions = some_rays()

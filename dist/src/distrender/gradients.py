@@ -81,6 +81,45 @@ class Requery:
         rays = mask.nonzero()[:, 0]
         return values.index_put((rays,), self._at(rays, depth[rays], values[rays], 1.0))
 
+    def minima(self, values: Tensor, depth: Tensor, within: Tensor, mask: Tensor) -> Tensor:
+        """``values`` ``[N]``, minima of |f| along the rays, with their gradient also where the field has a crease.
+
+        A minimum of a network with ReLU, or of a grid, lies in a crease as a rule: it moves with the crease, and the
+        gradient of the value depends on the side. With slopes s- and s+ along the ray on either side the minimum's is
+        the mean of both sides' gradients in which these slopes cancel, with weights s+ and -s-. Where the field is
+        smooth that is the gradient between them. Without it derivatives by a network's code were off by 10%.
+
+        Args:
+            values: ``[N]``.
+            depth: ``[N]``, where they were found.
+            within: ``[N]``, how far from there the minimum itself lies at most.
+            mask: ``[N]`` bool, where that is asked for.
+        """
+        rays = mask.nonzero()[:, 0]
+        if not len(rays) or not (self.leaves or self.origins.requires_grad or self.directions.requires_grad):
+            return values
+        t, apart, origins, directions = depth[rays], within[rays], self.origins[rays], self.directions[rays]
+        with torch.no_grad():
+            sides = [t - apart, t + apart]
+            before, after = (self._slopes(origins + side[:, None] * directions, directions) for side in sides)
+            # Of no crease, both signs alike, all the weight is on the side that is nearer to the minimum.
+            share = (after / (after - before)).nan_to_num(0.5).clamp(0, 1)
+        result = values[rays]
+        for side, weight in zip(sides, (share, 1 - share), strict=True):
+            there = self._at(rays, side, torch.zeros_like(t), 1.0)
+            result = result + weight * there
+        return values.index_put((rays,), result)
+
+    def _slopes(self, points: Tensor, directions: Tensor) -> Tensor:
+        """``grad f . d`` ``[M]``, without a graph."""
+        result = torch.empty_like(points[:, 0])
+        for some in torch.arange(len(points), device=points.device).split(self.chunk):
+            with torch.enable_grad():
+                x = points[some].detach().requires_grad_()
+                slopes = _by_points(self.sdf(x), x, retain_graph=False)
+            result[some] = (slopes * directions[some]).sum(-1)
+        return result
+
 
 class _Requery(torch.autograd.Function):
     """A constant forwards; backwards, the gradient of the field there, or of the depth at which it is zero."""

@@ -89,6 +89,7 @@ class March:
     min_depth: Tensor  # [N], where min_sdf was seen
     state: Tensor  # [N] int8
     queries: int
+    within: Tensor | None = None  # [N], so far from min_depth at most lies a minimum that `closest` looked for, else 0
     samples: Tensor | None = None  # [N, K], depths of the K smallest |f|, NaN where there were fewer
 
 

@@ -136,7 +136,11 @@ def as_hit(
         else:
             samples = march.min_depth[:, None] if march.samples is None else march.samples
             depth = again.paper_depth(depth, mask, samples, options.ratio)
-        min_sdf = again.values(min_sdf, march.min_depth, ~past & min_sdf.isfinite())
+        asked = ~past & min_sdf.isfinite()
+        smallest = torch.zeros_like(asked) if march.within is None else asked & (march.within > 0)
+        min_sdf = again.values(min_sdf, march.min_depth, asked & ~smallest)
+        if march.within is not None:
+            min_sdf = again.minima(min_sdf, march.min_depth, march.within, smallest)
     reached = torch.where(mask, depth, 0)[:, None]
     point = torch.where(mask[:, None], origins + reached * directions, 0)
 
@@ -178,17 +182,25 @@ def approach(sdf: SDF, origins: Tensor, directions: Tensor, march: March, option
         march.queries += len(rays)
     apart = f.abs() / 2  # samples lie about |f| apart
     for _ in range(options.closest if len(rays) else 0):
-        before, after = (query(sdf, o + (t + step)[:, None] * d).square() for step in (-apart, apart))
-        curvature = before + after - 2 * f.square()
-        vertex = (before - after) / (2 * curvature)  # in units of `apart`
-        further = torch.where(curvature > 0, vertex.clamp(-8, 8), (before > after) * 4.0 - 2)
+        ends = [(t - apart).clamp(min=0), (t + apart).minimum(far[rays])]
+        before, after = (query(sdf, o + end[:, None] * d) for end in ends)
+        curvature = before.square() + after.square() - 2 * f.square()
+        vertex = (before.square() - after.square()) / (2 * curvature)  # in units of `apart`
+        further = torch.where(curvature > 0, vertex.clamp(-8, 8), (before.abs() > after.abs()) * 4.0 - 2)
         there = (t + apart * further).clamp(min=0).minimum(far[rays])
         value = query(sdf, o + there[:, None] * d)
-        better = value.abs() < f.abs()
-        t, f = torch.where(better, there, t), torch.where(better, value, f)
-        apart = apart / 4
+        # The best of all, so that a field with creases, whose square is no parabola, is closed in on as well.
+        tried, values = torch.stack([t, *ends, there]), torch.stack([f, before, after, value])
+        best = values.abs().nan_to_num(torch.inf).argmin(0, keepdim=True)
+        t, f = tried.gather(0, best)[0], values.gather(0, best)[0]
+        # Looked at more closely where the minimum is enclosed, and not where it may lie beyond an end.
+        enclosed = (best[0] == 0) | ((best[0] == 3) & (further.abs() < 1))
+        within, apart = apart, torch.where(enclosed, apart / 4, apart)
         march.queries += 3 * len(rays)
     march.min_depth[rays], march.min_sdf[rays] = t, f
+    if options.closest:
+        march.within = torch.zeros_like(march.min_sdf)
+        march.within[rays] = within if len(rays) else 0.0
 
 
 def march_rays(
