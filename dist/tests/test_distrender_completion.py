@@ -10,7 +10,8 @@ import trimesh
 from click.testing import CliRunner
 from distrender import camera_files, completion, decoder_files, observations
 from distrender.cameras import Camera
-from distrender.cli_complete import complete_command
+from distrender.cli import main
+from distrender.cli_complete import complete_command, demo_command
 from distrender.completion import OURS, PAPER, Frame, Recipe, agreement, complete
 from distrender.decoder import DecoderConfig, DeepSDFDecoder
 from distrender.decoder_files import Experiment
@@ -36,7 +37,7 @@ def capsule(codes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 def experiment() -> Experiment:
     """A decoder trained for a second or two on capsules, with the codes of nine."""
     torch.manual_seed(0)
-    decoder = DeepSDFDecoder(DecoderConfig(latent=2, hidden=48, layers=3, skip=()))
+    decoder = DeepSDFDecoder(DecoderConfig(latent=2, hidden=48, layers=3, skip=(2,)))
     adam = torch.optim.Adam(decoder.parameters(), 1e-2)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 400)
     for _ in range(400):
@@ -300,3 +301,23 @@ def test_faults_take_one_line(folder, monkeypatch, words, said):
     assert result.exit_code == 1
     assert said in result.output
     assert not (folder / "shape.ply").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_comes_close_to_a_shape_never_trained_on(tmp_path):
+    result = CliRunner().invoke(demo_command, ["-o", str(tmp_path / "demo"), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output.splitlines()[-1])
+    assert report["points"] == 50
+    assert report["iou"] > 0.95
+    assert report["chamfer_x1000"] < 2
+    made = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"completed.ply", "code.npy", "depth.npy", "camera.json", "mask.png", "sheet.png", "truth.png"} <= made
+    files = tmp_path / "demo"
+    again = ["complete", files / "depth.npy", "--camera", files / "camera.json", "--mask", files / "mask.png"]
+    result = CliRunner().invoke(main, [str(word) for word in (*again, "-o", files / "again.ply")])
+    assert result.exit_code == 0, result.output
+    assert (files / "again.ply").read_bytes() == (files / "completed.ply").read_bytes()
+    shown = ["render", "procedural", "--code", files / "code.npy", "--size", 64, "-o", files / "code.png"]
+    result = CliRunner().invoke(main, [str(word) for word in shown])
+    assert result.exit_code == 0, result.output

@@ -114,7 +114,7 @@ OURS = Recipe(
     nearest=4,
     warm=100,
     neighbours=64,
-    spread=0.01,
+    spread=0.05,
     decay=0.05,
     rays=128,
     edge=0.75,
@@ -161,7 +161,10 @@ def complete(
         starts, _ = fit_latent(decoder, starts, observation, replace(recipe.fit, iterations=recipe.warm))
     start = starts[0] if len(starts) == 1 else _best(decoder, starts, views)
     frame = Frame.around(start, experiment.codes, recipe.neighbours)
-    at = frame.coordinates(start).requires_grad_()  # a leaf: the renderer's gradients arrive there
+    at = frame.coordinates(start)
+    if recipe.neighbours:  # the fit by values, which knows no neighbours, may have left them: no farther out than they
+        at = at / at.square().mean().sqrt().clamp(min=1)
+    at.requires_grad_()  # a leaf: the renderer's gradients arrive there
     if after:
         after(0, frame.code(at).detach())
     adam = torch.optim.Adam([at], recipe.rate)
@@ -229,7 +232,10 @@ def starting_codes(experiment: Experiment, observation: Observation, recipe: Rec
         drawn = torch.randn(1, experiment.decoder.config.latent, generator=torch.Generator().manual_seed(seed))
         return (recipe.sigma * drawn).to(observation.points.device)
     with torch.no_grad():
-        parts = [experiment.decoder(some[:, None], observation.points[None]) for some in codes.split(CODES_AT_ONCE)]
+        parts = [
+            experiment.decoder(some[:, None], observation.points.expand(len(some), -1, -1))
+            for some in codes.split(CODES_AT_ONCE)
+        ]
     off = torch.cat(parts).abs().clamp(max=recipe.fit.clamp).mean(-1)
     return codes[off.argsort()[: recipe.nearest]]
 

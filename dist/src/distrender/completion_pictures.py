@@ -52,7 +52,9 @@ class Watcher:
             sdf = self.decoder.with_code(code)
             pictures[f"iteration_{iteration:04d}"] = _shaded(sdf, camera, march, (4, 2, 1), (3, 3, NETWORK_STEPS))
         if truth is not None:
-            pictures["truth"] = _shaded(truth, camera, FEWEST, FEWEST_LEVELS, FEWEST_STEPS)
+            # Just before the surface: on it, the formulas of some primitives have no gradient.
+            march = MarchOptions(ratio=1.0, clamp=FEWEST.clamp, threshold=1e-3)
+            pictures["truth"] = _shaded(truth, camera, march, FEWEST_LEVELS, FEWEST_STEPS)
         for name, content in pictures.items():
             write_image(folder / f"{name}.png", bytes_of(content))
         write_image(folder / "sheet.png", bytes_of(torch.cat(list(pictures.values()), 1)))
