@@ -87,13 +87,12 @@ def measure(shape: tuple[str, int], decoder: str, counts: list[int]) -> dict[str
         start = process_time()
         codes, losses = fit_latent(experiment.decoder, starts, views["plain"], replace(OURS.fit, iterations=OURS.warm))
         fitting = process_time() - start
-        found = {"plain": codes[losses.argmin()]}
+        codes = codes[losses.argsort()]
+        found = {"plain": codes[0]}
         times = {"plain": fitting}
-        # `complete` begins with this very fit; here its result is handed over.
-        fitted, rest = replace(experiment, codes=codes), replace(OURS, warm=0)
         for way in ("ours", "masked"):
             start = process_time()
-            found[way] = complete(fitted, views[way], rest, seed=seed).code
+            found[way] = complete(experiment, views[way], OURS, seed=seed, starts=codes).code
             times[way] = fitting + process_time() - start
         row[str(count)] = {
             way: {"chamfer_x1000": round(distance(found[way]), 4), "seconds": round(times[way], 2)} for way in WAYS

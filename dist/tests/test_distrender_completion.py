@@ -161,15 +161,21 @@ def test_a_frame_s_codes_are_distributed_evenly(experiment):
     torch.manual_seed(0)
     codes = torch.randn(400, 3) @ torch.tensor([[2.0, 0, 0], [0.3, 0.5, 0], [0, 0, 0.8]]) + torch.tensor([1.0, 2, 3])
     frame = Frame.around(codes[0], codes, 400)
-    at = torch.stack([frame.coordinates(code) for code in codes])
-    torch.testing.assert_close(at.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.cov(at.T), torch.eye(3), atol=1e-3, rtol=0)
+    assert torch.equal(frame.code(torch.zeros(3)), codes[0])
+    at = torch.linalg.solve(frame.axes.T, (codes - codes[0]).T).T
     torch.testing.assert_close(frame.code(at), codes)
+    torch.testing.assert_close(torch.cov(at.T), torch.eye(3), atol=1e-3, rtol=0)
     # Those nearest are of the start's own cluster; too few say nothing.
-    clusters = torch.cat([codes, codes + 100])
-    torch.testing.assert_close(Frame.around(codes[5] + 100, clusters, 400).mean, frame.mean + 100)
-    alone = Frame.around(codes[0], codes[:4], 64)
-    assert torch.equal(alone.code(codes[0]), codes[0])
+    far = Frame.around(codes[5] + 100, torch.cat([codes, codes + 100]), 400)
+    torch.testing.assert_close(far.axes.T @ far.axes, frame.axes.T @ frame.axes, atol=1e-3, rtol=0)
+    assert torch.equal(Frame.around(codes[0], codes[:4], 64).axes, torch.eye(3))
+
+
+def test_another_start_must_be_clearly_better(experiment, sparse):
+    good, worse, bad = torch.tensor([[0.1, -0.1], [0.102, -0.1], [-0.15, 0.15]])
+    none = replace(FAST, iterations=0, rays=4096)
+    for starts, expected in (([bad, good], good), ([good, bad], good), ([worse, worse + 1e-4], worse)):
+        assert torch.equal(complete(experiment, sparse, none, starts=torch.stack(starts)).code, expected)
 
 
 def test_a_recipe_of_ours_finds_the_code_too(experiment, sparse):

@@ -35,6 +35,7 @@ CODES_AT_ONCE = 64  # of the training's, when the nearest are looked for
 EDGE = 0.03  # of a picture's longer side: as near as that counts as the silhouette's edge
 FEWEST_NEIGHBOURS = 8  # codes that can say anything of a distribution
 SLACK = 0.02  # of the mean variance: the least that a direction is given
+CLEARLY = 0.8  # so many times the other's losses: rays are drawn, and what nothing was seen of makes no difference
 DEPTHS = 24  # samples on a ray behind the surface
 MARCH = MarchOptions(steps=STEPS, ratio=1.0, finish="secant", closest=2)
 
@@ -143,6 +144,7 @@ def complete(
     recipe: Recipe = PAPER,
     *,
     seed: int = 0,
+    starts: Tensor | None = None,
     after: Callable[[int, Tensor], None] | None = None,
 ) -> Completion:
     """Find the code of a decoder whose shape agrees with what was seen.
@@ -152,19 +154,20 @@ def complete(
         observation: what was seen, in the decoder's frame, on the decoder's device.
         recipe: how.
         seed: of the first code and of the rays that are drawn.
+        starts: codes ``[S, L]`` to begin at, the likeliest first, in place of those that the recipe would find.
         after: told of each iteration, from 0 for the start, and the code ``[L]`` after it.
     """
     decoder = experiment.decoder.requires_grad_(False)
+    if starts is None:
+        starts = starting_codes(experiment, observation, recipe, seed)
+        if recipe.warm:
+            options = replace(recipe.fit, iterations=recipe.warm)
+            fitted, losses = fit_latent(decoder, starts, observation, options)
+            starts = fitted[losses.argsort()]
     views = _Views(observation, recipe, seed)
-    starts = starting_codes(experiment, observation, recipe, seed)
-    if recipe.warm:
-        starts, _ = fit_latent(decoder, starts, observation, replace(recipe.fit, iterations=recipe.warm))
     start = starts[0] if len(starts) == 1 else _best(decoder, starts, views)
     frame = Frame.around(start, experiment.codes, recipe.neighbours)
-    at = frame.coordinates(start)
-    if recipe.neighbours:  # the fit by values, which knows no neighbours, may have left them: no farther out than they
-        at = at / at.square().mean().sqrt().clamp(min=1)
-    at.requires_grad_()  # a leaf: the renderer's gradients arrive there
+    at = torch.zeros_like(start).requires_grad_()  # a leaf: the renderer's gradients arrive there
     if after:
         after(0, frame.code(at).detach())
     adam = torch.optim.Adam([at], recipe.rate)
@@ -189,40 +192,35 @@ def complete(
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Coordinates of codes: ``code = mean + at @ axes``.
+    """Coordinates of codes: ``code = start + at @ axes``.
 
     Attributes:
-        mean: ``[L]``.
+        start: ``[L]``.
         axes: ``[L, L]``, rows.
     """
 
-    mean: Tensor
+    start: Tensor
     axes: Tensor
 
     @classmethod
     def around(cls, start: Tensor, codes: Tensor, neighbours: int) -> Frame:
-        """That in which the training's codes nearest to ``start`` are distributed with mean 0 and variance 1.
+        """That in which the training's codes nearest to ``start`` have a covariance of one.
 
-        The codes themselves where none are asked for, or there are too few to tell. Not in the paper: what nothing was
-        seen of is then what it is with the shapes alike, and steps are as long as these shapes differ.
+        The codes' own axes where none are asked for, or there are too few to tell. Not in the paper: steps are as long
+        as alike shapes differ, and in what nothing was seen of the shape stays as it began.
         """
-        size = len(start)
         count = min(neighbours, len(codes))
         if count < FEWEST_NEIGHBOURS:
-            return cls(torch.zeros_like(start), torch.eye(size, dtype=start.dtype, device=start.device))
+            return cls(start, torch.eye(len(start), dtype=start.dtype, device=start.device))
         near = codes[(codes - start).norm(dim=-1).argsort()[:count]]
         variance, axes = torch.linalg.eigh(torch.cov(near.T))
         # So few codes say nothing of the directions in which they do not differ; some freedom is left there.
         deviation = variance.clamp(min=SLACK * float(variance.mean())).sqrt()
-        return cls(near.mean(0), deviation[:, None] * axes.T)
+        return cls(start, deviation[:, None] * axes.T)
 
     def code(self, at: Tensor) -> Tensor:
         """``[L]`` to ``[L]``."""
-        return self.mean + at @ self.axes
-
-    def coordinates(self, code: Tensor) -> Tensor:
-        """The inverse of :meth:`code`."""
-        return torch.linalg.solve(self.axes.T, code - self.mean)
+        return self.start + at @ self.axes
 
 
 def starting_codes(experiment: Experiment, observation: Observation, recipe: Recipe, seed: int) -> Tensor:
@@ -242,9 +240,10 @@ def starting_codes(experiment: Experiment, observation: Observation, recipe: Rec
 
 @torch.no_grad()
 def _best(decoder: DeepSDFDecoder, codes: Tensor, views: _Views) -> Tensor:
-    """Of codes ``[S, L]`` the one whose losses weigh least."""
+    """Of codes ``[S, L]`` the one whose losses weigh least, if that is clearly less than those of the first."""
     totals = torch.stack([views.recipe.total(views.losses(decoder.with_code(code))) for code in codes])
-    return codes[totals.argmin()]
+    best = totals.argmin()
+    return codes[best] if totals[best] < CLEARLY * totals[0] else codes[0]
 
 
 @torch.no_grad()
