@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distrender import procedural
 from distrender.decoder import DecoderConfig, DeepSDFDecoder
-from distrender.decoder_files import load, load_experiment, save
+from distrender.decoder_files import SHIPPED, load, load_experiment, save
 from distrender.pickled import read_codes
+from distrender.sampling import surface_points
 from distrender.shape_files import open_shape
 from papershelf.errors import UserError
 from safetensors.torch import save_file
@@ -324,3 +326,36 @@ def test_a_code_of_its_own_file(tmp_path):
     for name, said in (("long", "codes are 4 numbers"), ("no", "cannot be read as a code"), ("missing", "cannot read")):
         with pytest.raises(UserError, match=said):
             open_shape(str(tmp_path / "a.safetensors"), str(tmp_path / f"{name}.npy"))
+
+
+def test_half_precision_is_read_back_as_float32(tmp_path, decoder):
+    codes = torch.randn(2, 5)
+    save(tmp_path / "whole.safetensors", decoder, codes)
+    save(tmp_path / "half.safetensors", decoder, codes, half=True)
+    again = load_experiment(tmp_path / "half.safetensors")
+    assert again.codes.dtype == again.decoder.lin0.weight.dtype == torch.float32
+    assert torch.equal(again.codes, codes.half().float())
+    torch.testing.assert_close(again.decoder(CODE, POINTS), decoder(CODE, POINTS), rtol=0, atol=1e-3)
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * (tmp_path / "whole.safetensors").stat().st_size
+
+
+def test_the_decoder_that_ships_gives_its_shapes_back():
+    """And shapes that it has never seen are not among them."""
+    experiment = load_experiment("procedural")
+    assert SHIPPED.stat().st_size < 1_000_000
+    assert experiment.metadata["command"].startswith("dist-render train procedural")
+    assert json.loads(experiment.metadata["figures"])["reconstruction"]["chamfer"] < 0.2
+    assert len(experiment.names) == len(experiment.codes)
+    seeds = {int(name.partition("/")[2]) for name in experiment.names}
+    assert max(seeds) < procedural.HELD_OUT_FROM
+    for family in procedural.FAMILIES:
+        points = torch.from_numpy(surface_points(procedural.shape(family, 1), 500, np.random.default_rng(0), 48))
+        with torch.no_grad():
+            assert experiment.decoder(experiment.code(f"{family}/1"), points).abs().mean() < 0.005
+
+
+def test_the_word_procedural_is_a_shape_and_says_where_it_is_missing(tmp_path, monkeypatch):
+    assert open_shape("procedural", "mug/3").latent.shape == (load_experiment("procedural").decoder.config.latent,)
+    monkeypatch.setattr("distrender.decoder_files.SHIPPED", tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="not in this installation"):
+        load_experiment("procedural")
