@@ -82,6 +82,7 @@ class LightTask:
         found, _ = decode(Logits(*(scores.detach() for scores in logits)))
         return loss(logits, batch.lights, batch.intensities), angles(found, batch.lights).mean()
 
+    @torch.inference_mode()
     def validate(self, network: nn.Module, place: Place) -> dict[str, float]:
         """Mean errors of directions (degrees) and of intensities (relative) on the held-out samples.
 

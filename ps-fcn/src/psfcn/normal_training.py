@@ -54,6 +54,7 @@ class NormalTask:
         angles = torch.rad2deg(torch.acos(cosine.detach().clamp(-1, 1)))
         return ((1 - cosine) * batch.mask).sum() / pixels, (angles * batch.mask).sum() / pixels
 
+    @torch.inference_mode()
     def validate(self, network: nn.Module, place: Place) -> dict[str, float]:
         """Mean angular errors on the held-out samples, in degrees: with few lights, with all, and their mean.
 

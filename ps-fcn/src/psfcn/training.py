@@ -138,7 +138,7 @@ class Trainer:
         loss, figure, steps = self.place.summed(self.sums).tolist()
         self.check(loss / steps)
         self.model.eval()
-        with torch.inference_mode(), autocast(self.place.device, self.config.amp):
+        with autocast(self.place.device, self.config.amp):
             tested = self.task.validate(self.model, self.place)
         self.model.train()
         self.sums.zero_()
