@@ -125,11 +125,11 @@ def test_the_nearest_training_codes_come_first(experiment, sparse):
 
 def test_rendering_finds_the_code_from_few_depths_and_a_silhouette(experiment, sparse):
     told = []
-    found = complete(experiment, sparse, FAST, after=lambda iteration, code: told.append((iteration, code.clone())))
-    assert off(told[0][1]) > 0.05  # where it began
+    found = complete(experiment, sparse, FAST, after=lambda done, whole: told.append((done, whole)))
+    assert off(found.path[0]) > 0.05  # where it began
     assert off(found.code) < 0.03
-    assert [iteration for iteration, _ in told] == list(range(61))
-    assert torch.equal(told[-1][1], found.code)
+    assert found.path.shape == (61, 2)
+    assert told == [(done, 60) for done in range(1, 61)]
     assert found.history[-1]["total"] < found.history[0]["total"] / 4
     assert found.queries > 0
     again = complete(experiment, sparse, FAST)
@@ -171,11 +171,17 @@ def test_a_frame_s_codes_are_distributed_evenly(experiment):
     assert torch.equal(Frame.around(codes[0], codes[:4], 64).axes, torch.eye(3))
 
 
-def test_another_start_must_be_clearly_better(experiment, sparse):
-    good, worse, bad = torch.tensor([[0.1, -0.1], [0.102, -0.1], [-0.15, 0.15]])
-    none = replace(FAST, iterations=0, rays=4096)
-    for starts, expected in (([bad, good], good), ([good, bad], good), ([worse, worse + 1e-4], worse)):
-        assert torch.equal(complete(experiment, sparse, none, starts=torch.stack(starts)).code, expected)
+def test_another_start_is_tried_and_must_end_clearly_better(experiment, sparse):
+    good, bad = torch.tensor([[0.1, -0.1], [-0.15, 0.15]])
+    nearer = bad + torch.tensor([2e-3, -2e-3])
+    short = replace(FAST, iterations=5, rate=1e-4, rays=4096)
+    for starts, runs, expected in (([bad, good], 2, good), ([good, bad], 1, good), ([bad, nearer], 2, bad)):
+        told = []
+        found = complete(
+            experiment, sparse, short, starts=torch.stack(starts), after=lambda *at, told=told: told.append(at)
+        )
+        assert told[-1] == (5 * runs, 5 * runs)
+        torch.testing.assert_close(found.code, expected, atol=9e-4, rtol=0)
 
 
 def test_a_recipe_of_ours_finds_the_code_too(experiment, sparse):

@@ -15,6 +15,7 @@ Points that no camera saw have nothing to be traced: their distances alone say w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -36,6 +37,7 @@ EDGE = 0.03  # of a picture's longer side: as near as that counts as the silhoue
 FEWEST_NEIGHBOURS = 8  # codes that can say anything of a distribution
 SLACK = 0.02  # of the mean variance: the least that a direction is given
 CLEARLY = 0.8  # so many times the other's losses: rays are drawn, and what nothing was seen of makes no difference
+LAST = 5  # iterations whose losses tell what came of a start
 DEPTHS = 24  # samples on a ray behind the surface
 MARCH = MarchOptions(steps=STEPS, ratio=1.0, finish="secant", closest=2)
 
@@ -128,14 +130,25 @@ class Completion:
     """What :func:`complete` found.
 
     Attributes:
-        code: ``[L]``.
+        path: ``[iterations + 1, L]``, the code where it began and after each iteration.
         history: the losses of each iteration by name, unweighted, and their weighted sum as ``total``.
         queries: points that the field was asked for by tracing.
     """
 
-    code: Tensor
+    path: Tensor
     history: list[dict[str, float]]
     queries: int
+
+    @property
+    def code(self) -> Tensor:
+        """``[L]``, the last one."""
+        return self.path[-1]
+
+    @property
+    def loss(self) -> float:
+        """The mean total of the last iterations, since the rays of each are drawn; NaN where there were none."""
+        last = [losses["total"] for losses in self.history[-LAST:]]
+        return sum(last) / len(last) if last else math.nan
 
 
 def complete(
@@ -145,7 +158,7 @@ def complete(
     *,
     seed: int = 0,
     starts: Tensor | None = None,
-    after: Callable[[int, Tensor], None] | None = None,
+    after: Callable[[int, int], None] | None = None,
 ) -> Completion:
     """Find the code of a decoder whose shape agrees with what was seen.
 
@@ -155,7 +168,7 @@ def complete(
         recipe: how.
         seed: of the first code and of the rays that are drawn.
         starts: codes ``[S, L]`` to begin at, the likeliest first, in place of those that the recipe would find.
-        after: told of each iteration, from 0 for the start, and the code ``[L]`` after it.
+        after: told after each iteration how many are done and how many there are, over all starts that are tried.
     """
     decoder = experiment.decoder.requires_grad_(False)
     if starts is None:
@@ -165,17 +178,31 @@ def complete(
             fitted, losses = fit_latent(decoder, starts, observation, options)
             starts = fitted[losses.argsort()]
     views = _Views(observation, recipe, seed)
-    start = starts[0] if len(starts) == 1 else _best(decoder, starts, views)
-    frame = Frame.around(start, experiment.codes, recipe.neighbours)
-    at = torch.zeros_like(start).requires_grad_()  # a leaf: the renderer's gradients arrive there
-    if after:
-        after(0, frame.code(at).detach())
+    tries = _worth_trying(decoder, starts, views)
+    found = []
+    for number, start in enumerate(tries):
+        frame = Frame.around(start, experiment.codes, recipe.neighbours)
+        begun, whole = number * recipe.iterations, len(tries) * recipe.iterations
+
+        def told(done: int, begun: int = begun, whole: int = whole) -> None:
+            if after:
+                after(begun + done, whole)
+
+        found.append(_refined(decoder, frame, views, told))
+    first, *others = found
+    return next((other for other in others if other.loss < CLEARLY * first.loss), first)
+
+
+def _refined(decoder: DeepSDFDecoder, frame: Frame, views: _Views, after: Callable[[int], None]) -> Completion:
+    """The recipe's iterations from where a frame begins."""
+    recipe = views.recipe
+    at = torch.zeros_like(frame.start).requires_grad_()  # a leaf: the renderer's gradients arrive there
     adam = torch.optim.Adam([at], recipe.rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
         adam, max(recipe.iterations, 1), eta_min=recipe.decay * recipe.rate
     )
-    history = []
-    for iteration in range(recipe.iterations):
+    path, history, before = [frame.start], [], views.queries
+    for _ in range(recipe.iterations):
         terms = views.losses(decoder.with_code(frame.code(at)))
         if recipe.neighbours:
             terms["spread"] = at.square().mean()
@@ -184,10 +211,10 @@ def complete(
         total.backward()
         adam.step()
         cosine.step()
+        path.append(frame.code(at).detach())
         history.append({name: term.item() for name, term in {**terms, "total": total}.items()})
-        if after:
-            after(iteration + 1, frame.code(at).detach())
-    return Completion(frame.code(at).detach(), history, views.queries)
+        after(len(history))
+    return Completion(torch.stack(path), history, views.queries - before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,11 +266,12 @@ def starting_codes(experiment: Experiment, observation: Observation, recipe: Rec
 
 
 @torch.no_grad()
-def _best(decoder: DeepSDFDecoder, codes: Tensor, views: _Views) -> Tensor:
-    """Of codes ``[S, L]`` the one whose losses weigh least, if that is clearly less than those of the first."""
+def _worth_trying(decoder: DeepSDFDecoder, codes: Tensor, views: _Views) -> list[Tensor]:
+    """Of codes ``[S, L]`` the first, and the one whose losses weigh least if that is another."""
+    if len(codes) == 1:
+        return [codes[0]]
     totals = torch.stack([views.recipe.total(views.losses(decoder.with_code(code))) for code in codes])
-    best = totals.argmin()
-    return codes[best] if totals[best] < CLEARLY * totals[0] else codes[0]
+    return [codes[number] for number in dict.fromkeys([0, int(totals.argmin())])]
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -73,7 +72,7 @@ class Options:
     device: str = "auto"
 
 
-def run(options: Options, truth: SDF | None = None) -> dict[str, float | int | str]:
+def run(options: Options, truth: SDF | None = None) -> dict[str, float | int | None]:
     """Complete what a file shows, and write mesh, code and pictures.
 
     Args:
@@ -93,23 +92,22 @@ def run(options: Options, truth: SDF | None = None) -> dict[str, float | int | s
         truth = open_shape(options.compare)
     observation = read(options)
     experiment = load_experiment(options.decoder, options.epoch)
-    watcher = completion_pictures.Watcher(experiment.decoder, observation, options.recipe.iterations)
     start = time.perf_counter()
-    found = _complete(experiment, observation, options, device, watcher.see if options.pictures else None)
+    found = _complete(experiment, observation, options, device)
     seconds = time.perf_counter() - start
     sdf = experiment.decoder.with_code(found.code)
     triangles = mesh(sdf, options.resolution, near=True)
     report = {
         "points": len(observation.points),
         "iterations": options.recipe.iterations,
-        "loss": found.history[-1]["total"] if found.history else float("nan"),
+        "loss": found.loss if found.history else None,
         **agreement(sdf, observation),
         "seconds": seconds,
     }
     if truth is not None:
         report["chamfer_x1000"] = 1000 * chamfer(surface_samples(triangles), surface_samples(truth, seed=1))
     if options.pictures:
-        watcher.write(options.pictures, truth)
+        completion_pictures.write(options.pictures, experiment.decoder, observation, found.path, truth)
     if options.code:
         with atomic_path(options.code) as part, part.open("wb") as file:
             np.save(file, found.code.numpy())
@@ -175,26 +173,19 @@ def _mask(options: Options) -> Tensor | None:
     return observations.read_mask(options.mask) if options.mask else None
 
 
-def _complete(
-    experiment: Experiment,
-    observation: Observation,
-    options: Options,
-    device: torch.device,
-    see: Callable[[int, Tensor], None] | None,
-) -> Completion:
+def _complete(experiment: Experiment, observation: Observation, options: Options, device: torch.device) -> Completion:
     """The code, found on the device and brought back from it; the decoder comes back too."""
     decoder = experiment.decoder.to(device)
     placed = replace(experiment, decoder=decoder, codes=experiment.codes.to(device))
     with tqdm(total=options.recipe.iterations, unit="iteration", file=sys.stderr, disable=None) as bar:
 
-        def after(iteration: int, code: Tensor) -> None:
-            bar.update(iteration - bar.n)
-            if see:
-                see(iteration, code)
+        def after(done: int, whole: int) -> None:
+            bar.total = whole
+            bar.update(done - bar.n)
 
         found = complete(placed, observation.to(device), options.recipe, seed=options.seed, after=after)
     decoder.cpu()
-    return replace(found, code=found.code.cpu())
+    return replace(found, path=found.path.cpu())
 
 
 @dataclass(frozen=True)
@@ -211,7 +202,7 @@ class DemoOptions:
     seed: int = 0
 
 
-def demo(options: DemoOptions) -> tuple[dict[str, float | int | str], Options]:
+def demo(options: DemoOptions) -> tuple[dict[str, float | int | None], Options]:
     """Make an input of a shape that no decoder was trained on, complete it, and measure the result.
 
     Returns:

@@ -24,40 +24,35 @@ PAPER, SHAPE = (1.0, 1.0, 1.0), (0.82, 0.82, 0.82)
 NEAR, FAR = (0.85, 0.25, 0.10), (0.10, 0.25, 0.60)
 
 
-class Watcher:
-    """Keeps the codes of the iterations that are shown, and draws them in the end.
+def write(
+    folder: Path,
+    decoder: DeepSDFDecoder,
+    observation: Observation,
+    path: Tensor,
+    truth: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Write ``observed.png``, ``iteration_0000.png`` and so on, ``truth.png``, and all beside in ``sheet.png``.
 
     Args:
+        folder: there already.
         decoder: of the codes.
-        observation: what is completed, on the CPU.
-        iterations: how many there will be.
+        observation: what was completed, on the CPU.
+        path: ``[iterations + 1, L]``, codes of which a few are shown.
+        truth: shown too, if known.
     """
-
-    def __init__(self, decoder: DeepSDFDecoder, observation: Observation, iterations: int) -> None:
-        self.decoder, self.observation = decoder, observation
-        self.wanted = {round(share * iterations) for share in SHOWN}
-        self.codes: dict[int, Tensor] = {}
-
-    def see(self, iteration: int, code: Tensor) -> None:
-        """Take note of the code ``[L]`` after an iteration."""
-        if iteration in self.wanted:
-            self.codes[iteration] = code.cpu().clone()
-
-    def write(self, folder: Path, truth: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Write ``observed.png``, ``iteration_0000.png`` and so on, ``truth.png``, and all beside in ``sheet.png``."""
-        camera = viewpoint(self.observation)
-        pictures = {"observed": observed_picture(self.observation, camera)}
-        for iteration, code in self.codes.items():
-            march = MarchOptions(ratio=1.0, finish="secant")
-            sdf = self.decoder.with_code(code)
-            pictures[f"iteration_{iteration:04d}"] = _shaded(sdf, camera, march, (4, 2, 1), (3, 3, NETWORK_STEPS))
-        if truth is not None:
-            # Just before the surface: on it, the formulas of some primitives have no gradient.
-            march = MarchOptions(ratio=1.0, clamp=FEWEST.clamp, threshold=1e-3)
-            pictures["truth"] = _shaded(truth, camera, march, FEWEST_LEVELS, FEWEST_STEPS)
-        for name, content in pictures.items():
-            write_image(folder / f"{name}.png", bytes_of(content))
-        write_image(folder / "sheet.png", bytes_of(torch.cat(list(pictures.values()), 1)))
+    camera = viewpoint(observation)
+    pictures = {"observed": observed_picture(observation, camera)}
+    for iteration in sorted({round(share * (len(path) - 1)) for share in SHOWN}):
+        march = MarchOptions(ratio=1.0, finish="secant")
+        sdf = decoder.with_code(path[iteration])
+        pictures[f"iteration_{iteration:04d}"] = _shaded(sdf, camera, march, (4, 2, 1), (3, 3, NETWORK_STEPS))
+    if truth is not None:
+        # Just before the surface: on it, the formulas of some primitives have no gradient.
+        march = MarchOptions(ratio=1.0, clamp=FEWEST.clamp, threshold=1e-3)
+        pictures["truth"] = _shaded(truth, camera, march, FEWEST_LEVELS, FEWEST_STEPS)
+    for name, content in pictures.items():
+        write_image(folder / f"{name}.png", bytes_of(content))
+    write_image(folder / "sheet.png", bytes_of(torch.cat(list(pictures.values()), 1)))
 
 
 def viewpoint(observation: Observation) -> Camera:
