@@ -357,5 +357,5 @@ def test_the_decoder_that_ships_gives_its_shapes_back():
 def test_the_word_procedural_is_a_shape_and_says_where_it_is_missing(tmp_path, monkeypatch):
     assert open_shape("procedural", "mug/3").latent.shape == (load_experiment("procedural").decoder.config.latent,)
     monkeypatch.setattr("distrender.decoder_files.SHIPPED", tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="not in this installation"):
+    with pytest.raises(UserError, match="missing from this installation"):
         load_experiment("procedural")

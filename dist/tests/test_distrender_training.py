@@ -13,9 +13,10 @@ import torch
 import trimesh
 from click.testing import CliRunner
 from distrender import decoder_files, procedural, reconstruction
+from distrender.autodecoder import Trainer, TrainingOptions
 from distrender.cli import main
 from distrender.sampling import NormalizationParameters, Samples, SamplingOptions
-from distrender.training import RunOptions, Trainer, TrainingOptions, train
+from distrender.training import RunOptions, train
 from distrender.training_data import ALONE, TrainingSet, find, open_training_set
 from papershelf.errors import UserError
 from papershelf.processes import joined

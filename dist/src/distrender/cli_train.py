@@ -86,7 +86,8 @@ def train(
     """
     import torch  # late: --help must answer at once, without PyTorch
 
-    from distrender.training import RunOptions, TrainingOptions
+    from distrender.autodecoder import TrainingOptions
+    from distrender.training import RunOptions
     from distrender.training import train as run_training
 
     if threads:
