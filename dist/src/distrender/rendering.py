@@ -29,8 +29,8 @@ VIDEOS, NUMBERS = (".mp4", ".mkv", ".mov"), (".npy", ".exr")
 RATE = 30  # frames of a video a second
 NETWORK_STEPS = 200  # of the finest level: with 28, trained decoders lose up to two thirds of the hits
 # Of a true distance. A ray that passes a surface of radius r at a distance h takes up to about pi sqrt(2 r / h) steps
-# to get by: 440 for r = 0.5 at the threshold. With the ladder's 28 a torus at 512x512 has a silhouette's IoU of 0.9967, and
-# what lies behind such a place has holes.
+# to get by: 440 for r = 0.5 at the threshold. With the ladder's 28 a torus at 512x512 has a silhouette's IoU of 0.9967,
+# and what lies behind such a place has holes.
 GRAZING_STEPS = 450
 # Where secants begin, and 12 times the largest error of bfloat16 that was seen on a trained decoder (2.4e-3).
 NETWORK_APPROXIMATE_ABOVE = MarchOptions.finish_below
