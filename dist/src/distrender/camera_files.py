@@ -76,21 +76,103 @@ def read_named(path: Path | str, size: tuple[int, int] | None = None) -> CameraF
 
 
 def write(path: Path | str, camera: Camera, names: Sequence[str] | None = None) -> None:
-    """Write cameras as our JSON.
+    """Write cameras in the format that the path's ending names.
+
+    Args:
+        path: ``.json``, ours; ``.npz``, IDR's, whose ``scale_mat`` are identities since the scene is in the unit ball
+            already; ``images.txt`` or a folder, COLMAP's, with ``cameras.txt`` and an empty ``points3D.txt`` beside
+            it; any other ``.txt``, Middlebury's.
+        camera: V views.
+        names: of their images; None counts them.
 
     Raises:
-        UserError: the names are not one for each view, or the file cannot be written.
+        UserError: the names are not one for each view or do not fit the format, the ending is none of these, COLMAP
+            is to hold a skewed camera, or a file cannot be written.
     """
+    path = Path(path)
     names = [f"view_{number:03d}" for number in range(len(camera))] if names is None else list(names)
     if len(names) != len(camera):
         raise UserError(f"{path}: {len(camera)} views need as many names, got {len(names)}")
+    if path.suffix == ".json":
+        _write_text(path, _as_json(camera, names))
+    elif path.suffix == ".npz":
+        _write_idr(path, camera)
+    elif path.name == "images.txt" or not path.suffix:
+        _write_colmap(path, camera, names)
+    elif path.suffix == ".txt":
+        _write_text(path, _as_middlebury(path, camera, names))
+    else:
+        raise UserError(f"{path}: cameras are written as .json, .npz, *_par.txt or COLMAP's folder (images.txt)")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as part:
+        part.write_text(text)
+
+
+def _as_json(camera: Camera, names: Sequence[str]) -> str:
     fields = (camera.intrinsics, camera.rotation, camera.translation)
     views = [
         {"name": name, "intrinsics": k, "rotation": r, "translation": t}
         for name, k, r, t in zip(names, *(field.detach().cpu().tolist() for field in fields), strict=True)
     ]
-    with atomic_path(path) as part:
-        part.write_text(json.dumps({"size": list(camera.size), "views": views}, indent=1) + "\n")
+    return json.dumps({"size": list(camera.size), "views": views}, indent=1) + "\n"
+
+
+def _to_corner(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """Intrinsics that count from the first pixel's centre, rotation and translation, float64."""
+    shift = torch.eye(3, dtype=torch.float64)
+    shift[:2, 2] = -0.5
+    fields = (camera.intrinsics, camera.rotation, camera.translation)
+    intrinsics, rotation, translation = (field.detach().cpu().double() for field in fields)
+    return shift @ intrinsics, rotation, translation
+
+
+def _as_middlebury(path: Path, camera: Camera, names: Sequence[str]) -> str:
+    if split := [name for name in names if not name or len(name.split()) > 1]:
+        raise UserError(f"{path}: names in Middlebury's files have no spaces, got {split[0]!r}; rename the images")
+    rows = zip(names, *(field.flatten(1).tolist() for field in _to_corner(camera)), strict=True)
+    lines = [" ".join([name, *(f"{v:.10g}" for v in [*k, *r, *t])]) for name, k, r, t in rows]
+    return "\n".join([str(len(lines)), *lines]) + "\n"
+
+
+def _write_idr(path: Path, camera: Camera) -> None:
+    arrays = {}
+    for number, (k, r, t) in enumerate(zip(*_to_corner(camera), strict=True)):
+        world = np.eye(4)
+        world[:3] = (k @ torch.cat([r, t[:, None]], 1)).numpy()
+        arrays |= {f"world_mat_{number}": world, f"scale_mat_{number}": np.eye(4)}
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _write_colmap(path: Path, camera: Camera, names: Sequence[str]) -> None:
+    from scipy.spatial.transform import Rotation  # a third of a second
+
+    fields = (camera.intrinsics, camera.rotation, camera.translation)
+    intrinsics, rotation, translation = (field.detach().cpu().double() for field in fields)
+    if (intrinsics[:, 0, 1].abs() > 1e-6 * intrinsics[:, 0, 0]).any():
+        raise UserError(f"{path}: COLMAP's PINHOLE has no skew, these cameras have; write another format")
+    folder = path.parent if path.name == "images.txt" else path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; choose another place") from error
+    height, width = camera.size
+    numbers = intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]]  # fx, fy, cx, cy: COLMAP's pixels begin at their corner too
+    one = bool((numbers == numbers[0]).all())
+    cameras = [
+        f"{k} PINHOLE {width} {height} " + " ".join(f"{v:.10g}" for v in row.tolist())
+        for k, row in enumerate(numbers[:1] if one else numbers, 1)
+    ]
+    images = []
+    for k, (name, t) in enumerate(zip(names, translation, strict=True)):
+        x, y, z, w = Rotation.from_matrix(rotation[k].numpy()).as_quat(canonical=True)
+        pose = " ".join(f"{v:.10g}" for v in (w, x, y, z, *t.tolist()))
+        images += [f"{k + 1} {pose} {1 if one else k + 1} {name}", ""]
+    _write_text(folder / "cameras.txt", "\n".join(["# CAMERA_ID MODEL WIDTH HEIGHT PARAMS", *cameras]) + "\n")
+    _write_text(folder / "points3D.txt", "# no points\n")
+    _write_text(folder / "images.txt", "\n".join(["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME", *images]) + "\n")
 
 
 def _read_json(path: Path) -> CameraFile:

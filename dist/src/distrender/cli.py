@@ -6,7 +6,7 @@ import click
 from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
-from distrender import cli_bench, cli_complete, cli_fit, cli_render, cli_train
+from distrender import cli_bench, cli_complete, cli_convert, cli_fit, cli_pose, cli_render, cli_train
 
 
 @click.group(cls=Group, context_settings=SETTINGS)
@@ -20,6 +20,6 @@ def main() -> None:
     """
 
 
-for module in (cli_bench, cli_complete, cli_fit, cli_render, cli_train):
+for module in (cli_bench, cli_complete, cli_convert, cli_fit, cli_pose, cli_render, cli_train):
     for command in module.COMMANDS:
         main.add_command(command)
