@@ -82,6 +82,10 @@ def test_samples_say_what_the_points_mean():
     made = ValueSamples.of(Observation(points, normals, torch.tensor([[0.5, 2.0, 0], [0, 2.0, 0]])), 0.1, 4)
     torch.testing.assert_close(made.on[2:], torch.tensor([[0.6, 0, 0], [0, 0.6, 0], [0.4, 0, 0], [0, 0.4, 0]]))
     assert len(made.free) == 8
+    known = ValueSamples.of(
+        Observation(points, normals, torch.tensor([[0.5, 2.0, 0], [0, 2.0, 0]])), 0.1, 4, oblique=False
+    )
+    assert torch.equal(known.on, torch.tensor([[0.5, 0, 0], [0, 0.5, 0], [0.6, 0, 0], [0.4, 0, 0]]))
     height = made.free[:, 1].reshape(2, 4)
     assert (height < torch.tensor([[0.8661], [1.0]])).all()  # in the unit ball
     assert (height > torch.tensor([[0.1], [0.6]])).all()  # and before the points

@@ -310,7 +310,7 @@ class _Views:
     def __init__(self, observation: Observation, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
         self.generator = torch.Generator().manual_seed(seed)
-        self.samples = ValueSamples.of(observation, recipe.fit.eta, recipe.fit.free)
+        self.samples = ValueSamples.of(observation, recipe.fit.eta, recipe.fit.free, oblique=False)
         self.normals = observation.normals
         self.queries = 0
         nothing = (observation.points[:0], observation.points[:0])
