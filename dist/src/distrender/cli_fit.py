@@ -32,6 +32,7 @@ Examples:
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGES...")
 @in_views("--masks", type=PATH, help="Folder of silhouettes, bright on the shape, named as the pictures.")
 @in_views("--threshold", type=click.FloatRange(0, 1), help="Of a silhouette against a uniform background. [found]")
+@in_views("--faults", type=click.IntRange(0), help="Views that may lack one dark part. [a fifth if found, else none]")
 @in_views("--centre", type=(float, float, float), metavar="X Y Z", help="Of the ball that holds the scene. [found]")
 @in_views("--radius", type=click.FloatRange(0, min_open=True), help="Of that ball, in the cameras' units. [found]")
 @in_shape("--decoder", help="Fit a code: the word procedural, a .safetensors, .pth, or DeepSDF's folder.")
@@ -57,6 +58,7 @@ def fit_command(
     images: tuple[Path, ...],
     masks: Path | None,
     threshold: float | None,
+    faults: int | None,
     centre: tuple[float, float, float] | None,
     radius: float | None,
     decoder: str | None,
@@ -84,8 +86,8 @@ def fit_command(
     import torch
 
     from distrender import posed_images
+    from distrender.fit_plan import FitConfig
     from distrender.fit_run import Scene, fit
-    from distrender.fitting import FitConfig
 
     if threads:
         torch.set_num_threads(threads)
@@ -94,8 +96,9 @@ def fit_command(
         "code_rate" if decoder else "rate": rate,
         "image_steps": 0 if silhouettes_only else image_steps,
     }
-    config = FitConfig(**recipe, **{name: value for name, value in given.items() if value is not None})
     views = posed_images.load(cameras, images, masks, threshold)
+    given["faults"] = len(views.masks) // 5 if faults is None and views.found else faults
+    config = FitConfig(**recipe, **{name: value for name, value in given.items() if value is not None})
     click.echo(views.note, err=True)
     scene = Scene.of(views, centre, radius, decoder=decoder is not None)
     report = fit(

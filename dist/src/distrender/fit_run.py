@@ -36,7 +36,9 @@ from tqdm import tqdm
 
 from distrender import decoder_files, meshing, visual_hull
 from distrender.cameras import Camera
-from distrender.fitting import CAREFUL, EXACT, FitConfig, Fitter
+from distrender.fit_plan import FitConfig
+from distrender.fitted_shapes import CAREFUL, EXACT
+from distrender.fitting import Fitter
 from distrender.grid import GridSDF
 from distrender.posed_images import PosedImages
 from distrender.rendering import bytes_of
@@ -192,7 +194,7 @@ def _finish(scene: Scene, fitter: Fitter, run: Path, ending: str, seconds: float
     """Meshes, grid or code, overlays and report."""
     sdf, resolution = fitter.shape.sdf, fitter.config.resolution
     write_world_mesh(run / f"shape{ending}", sdf, scene, resolution)
-    hull = visual_hull.hull_grid(scene.cameras, fitter.evidence.distances, resolution)
+    hull = visual_hull.hull_grid(scene.cameras, visual_hull.pixel_distances(scene.views.masks), resolution)
     write_world_mesh(run / f"hull{ending}", hull, scene, resolution)
     if isinstance(sdf, GridSDF):
         sdf.save(run / "shape.npz")

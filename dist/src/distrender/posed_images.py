@@ -25,7 +25,7 @@ from distrender.observations import read_mask
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr", ".bmp", ".webp")
 LEVEL = 0.4  # of Otsu's threshold: shadows lie on the shape, and what is lost of a silhouette is carved off
 SPECK = 0.01  # of the largest part of a silhouette; smaller parts go, smaller holes are filled
-CLOSED = 0.006  # of the picture's shorter side: cracks narrower than twice that are closed
+CLOSED = 0.0125  # of the picture's shorter side: cracks narrower than twice that are closed
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class PosedImages:
         images: ``[V, 3, H, W]`` in [0, 1], as the files store them; None where the pictures were silhouettes.
         names: of the pictures.
         note: one line on where the silhouettes came from.
+        found: whether they were found in photographs, and may lack what is dark.
     """
 
     cameras: Camera
@@ -45,6 +46,7 @@ class PosedImages:
     images: Tensor | None = None
     names: tuple[str, ...] = ()
     note: str = ""
+    found: bool = False
 
     def __post_init__(self) -> None:
         shape = [len(self.cameras), *self.cameras.size]
@@ -84,9 +86,10 @@ def load(
     if views.size != arrays[0].shape[:2]:
         raise UserError(f"{cameras} is for pictures of {views.size} (height, width), got {arrays[0].shape[:2]}")
     colours = np.stack([array[..., :3].repeat(4 - min(3, array.shape[2]), -1)[..., :3] for array in arrays])
+    searched = masks is None and (threshold is not None or any(array.shape[2] != 4 for array in arrays))
     if masks is not None:
         found, note = _given(masks, files), f"silhouettes from {masks}"
-    elif threshold is None and all(array.shape[2] == 4 for array in arrays):
+    elif not searched:
         found, note = np.stack([array[..., 3] > 0.5 for array in arrays]), "silhouettes from the alpha channel"
     else:
         found, level = silhouettes(colours, threshold)
@@ -95,7 +98,7 @@ def load(
     if not _two_levels(colours):
         photographs = torch.from_numpy(np.ascontiguousarray(colours.transpose(0, 3, 1, 2)))
     names = tuple(file.name for file in files)
-    return PosedImages(views, torch.from_numpy(found), photographs, names, note)
+    return PosedImages(views, torch.from_numpy(found), photographs, names, note, searched and photographs is not None)
 
 
 def listed(pictures: Sequence[Path]) -> list[Path]:

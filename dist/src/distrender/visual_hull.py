@@ -91,9 +91,7 @@ def hull_grid(cameras: Camera, distances: Tensor, resolution: int) -> GridSDF:
     Raises:
         UserError: the cones do not meet in the ball.
     """
-    axis = torch.linspace(-HALF, HALF, resolution)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    points = grid_points(resolution)
     values = torch.cat([hull_values(some, cameras, distances) for some in points.split(POINTS_AT_ONCE)])
     beyond = points.norm(dim=-1) - 1  # nothing outside the ball is traced
     values = torch.maximum(values.clamp(max=2 * HALF), beyond)  # what few views know is far outside
@@ -103,6 +101,13 @@ def hull_grid(cameras: Camera, distances: Tensor, resolution: int) -> GridSDF:
             "--centre and --radius"
         )
     return GridSDF(values.reshape(resolution, resolution, resolution), -HALF, HALF)
+
+
+def grid_points(resolution: int) -> Tensor:
+    """Where a grid's samples lie ``[R^3, 3]``, in the order of its values."""
+    axis = torch.linspace(-HALF, HALF, resolution)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([x, y, z], -1).reshape(-1, 3)
 
 
 def find_ball(cameras: Camera, masks: Tensor) -> tuple[Tensor, float]:
