@@ -84,8 +84,8 @@ def main() -> None:
         row = rows[name] = measure(args.size, args.threads, name == "whole")
         print(
             f"{name:8} {args.size}x{args.size}: {row['bytes_above'] / 1e6:.0f} MB above "
-            f"{row['bytes_before'] / 1e6:.0f} MB; {100 * row['covered']:.0f} % of rays hit, {row['queries']:,.0f} queries, "
-            f"forward {row['seconds_forward']:.0f} s, backward {row['seconds_backward']:.0f} s"
+            f"{row['bytes_before'] / 1e6:.0f} MB; {100 * row['covered']:.0f} % of rays hit, "
+            f"{row['queries']:,.0f} queries, forward {row['seconds_forward']:.0f} s, backward {row['seconds_backward']:.0f} s"
         )
     if args.json:
         machine = {"device": processor(), "threads": args.threads, "commit": commit()}
