@@ -85,7 +85,8 @@ def main() -> None:
         print(
             f"{name:8} {args.size}x{args.size}: {row['bytes_above'] / 1e6:.0f} MB above "
             f"{row['bytes_before'] / 1e6:.0f} MB; {100 * row['covered']:.0f} % of rays hit, "
-            f"{row['queries']:,.0f} queries, forward {row['seconds_forward']:.0f} s, backward {row['seconds_backward']:.0f} s"
+            f"{row['queries']:,.0f} queries, forward {row['seconds_forward']:.0f} s, "
+            f"backward {row['seconds_backward']:.0f} s"
         )
     if args.json:
         machine = {"device": processor(), "threads": args.threads, "commit": commit()}
