@@ -32,10 +32,10 @@ from distrender import decoder_files, procedural
 from distrender.cameras import Camera
 from distrender.chamfer import chamfer, surface_samples
 from distrender.completion import OURS, complete, starting_codes
+from distrender.completion_job import trace_truth
 from distrender.latent_fit import fit_latent
 from distrender.meshing import mesh
 from distrender.observations import from_depth
-from distrender.pyramid import trace_image
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.measuring import commit, processor
@@ -57,7 +57,7 @@ def seen(family: str, seed: int) -> tuple[Camera, Tensor, np.ndarray]:
     azimuth, elevation = rng.uniform(0, 360), rng.uniform(*ELEVATIONS)
     camera = Camera.orbit(1, elevation=elevation, first=azimuth, size=(SIZE, SIZE))
     with torch.no_grad():
-        hit = trace_image(truth, camera, gradient="none")
+        hit = trace_truth(truth, camera)
     return camera, torch.where(hit.mask[0], hit.depth[0], 0), surface_samples(truth, SAMPLES, seed=1)
 
 
