@@ -11,10 +11,22 @@ from click.testing import CliRunner
 from distrender import camera_files, procedural
 from distrender.cameras import Camera
 from distrender.cli import main
+from distrender.cli_pose import warnings
 from distrender.decoder import DecoderConfig, DeepSDFDecoder
 from distrender.grid import GridSDF
 from distrender.meshing import sample
-from distrender.pose import Pose, Residuals, Seen, eroded, moved, rays_by_change, refine, rotation_between, samples_of
+from distrender.pose import (
+    Pose,
+    Residuals,
+    Seen,
+    eroded,
+    looseness,
+    moved,
+    rays_by_change,
+    refine,
+    rotation_between,
+    samples_of,
+)
 from distrender.pose_search import Lattice, PoseOptions, all_around, find_pose, stand_in
 from distrender.rendering import trace_view
 from papershelf.errors import UserError
@@ -167,6 +179,18 @@ def test_a_shape_that_looks_the_same_all_around_is_ambiguous():
     assert found.apart > 15
 
 
+def test_what_hardly_shows_is_told(mug, true, hit):
+    """A bowl may turn about its axis unseen, a mug whose handle shows may not."""
+    bowl = GridSDF(sample(procedural.shape("bowl", 1), 32, 1.05), -1.05, 1.05).requires_grad_(False)
+    camera = Camera.orbit(1, size=(48, 48)).to(torch.float64)
+    seen = Seen(trace_view(bowl, camera.to(torch.float32)).mask[0])
+    free = looseness(Residuals(bowl, samples_of(seen, 100, 0), width=0.02, deep=0.03), Pose(camera))
+    seen = Seen(hit.mask[0], seen_depth(hit))
+    bound = looseness(Residuals(mug, samples_of(seen, 100, 200), width=0.02, deep=0.03), Pose(true))
+    assert free > 20
+    assert bound < 10
+
+
 def test_starts_are_brought_to_the_silhouette(mug, true, hit):
     lattice = Lattice(Seen(hit.mask[0]), 24)
     far = moved(true, torch.tensor([0, 0, 0, 0.4, -0.3, 1.0], dtype=torch.float64))
@@ -286,6 +310,15 @@ def test_bad_input_is_told_in_one_line(pictures, monkeypatch, words, says):
     assert result.exit_code == 1
     assert says in result.output
     assert not Path("p.json").exists()
+
+
+def test_warnings():
+    second = {"azimuth": 1.0, "elevation": 2.0, "roll": 3.0, "worse_by": 0.001}
+    sure = {"score": 0.01, "ambiguous": False, "loose_degrees": 1.0, "second": second | {"worse_by": 0.3}}
+    assert warnings(sure, 0.02) == []
+    assert "poor fit (score 0.40" in warnings(sure | {"score": 0.4}, 0.02)[0]
+    assert "azimuth 1.0" in warnings(sure | {"ambiguous": True, "second": second}, 0.02)[0]
+    assert "turn by 30 degrees" in warnings(sure | {"ambiguous": True, "loose_degrees": 30.0}, 0.02)[0]
 
 
 def test_depths_along_the_axis_need_the_focal_length(pictures):

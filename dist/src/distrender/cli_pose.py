@@ -18,6 +18,8 @@ in_search = partial(click.option, cls=Section, section="Search")
 in_output = partial(click.option, cls=Section, section="Output")
 in_run = partial(click.option, cls=Section, section="This run")
 
+POOR = 0.1  # of the score, as 1 - IoU
+
 POSE_EXAMPLES = """
 Examples:
   dist-render pose bunny.obj silhouette.png -o pose.json --overlay overlay.png
@@ -47,7 +49,7 @@ Examples:
 @in_search("--near", is_flag=True, help="Begin at this camera only, not all around.")
 @in_search("--free", multiple=True, type=click.Choice(["focal", "scale"]), help="Look for this too; may be repeated.")
 @in_search("--rolls", type=click.IntRange(1), default=1, help="Turns of the picture tried, if up is not known.")
-@in_search("--refined", type=click.IntRange(1), default=6, help="Starts that are refined.")
+@in_search("--refined", type=click.IntRange(1), help="Starts that are refined. [default: 6, or 3 a roll]")
 @in_output("-o", "--output", required=True, type=PATH, help="The camera, a .json that `render --camera` reads.")
 @in_output("--overlay", type=PATH, help="A picture of what was given with what was found.")
 @in_run("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -62,7 +64,7 @@ def pose_command(
     near: bool,
     free: tuple[str, ...],
     rolls: int,
-    refined: int,
+    refined: int | None,
     as_json: bool,
     threads: int | None,
     **files: object,
@@ -84,13 +86,8 @@ def pose_command(
     options = PoseOptions(focal="focal" in free, scale="scale" in free, rolls=rolls, refined=refined)
     job = pose_job.JobOptions(search=not near, **files)
     report = pose_job.run(shape, picture, job, options, code=code, epoch=epoch, grid=grid)
-    if report["ambiguous"]:
-        second = report["second"]
-        click.echo(
-            f"Warning: ambiguous: azimuth {second['azimuth']:.1f}, elevation {second['elevation']:.1f} degrees "
-            f"explains the picture nearly as well (worse by {second['worse_by']:.4f} of the score)",
-            err=True,
-        )
+    for warning in warnings(report, options.alike):
+        click.echo(f"Warning: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -102,6 +99,25 @@ def pose_command(
         f"{job.output}: {', '.join(fit)}; azimuth {report['azimuth']:.2f}, elevation {report['elevation']:.2f}, "
         f"roll {report['roll']:.2f}, distance {report['distance']:.4f}, focal {report['focal']:.1f}{scale}"
     )
+
+
+def warnings(report: dict, alike: float) -> list[str]:
+    """What to doubt about a pose, each in a line."""
+    found = []
+    if report["score"] > POOR:
+        found.append(
+            f"poor fit (score {report['score']:.2f}, 0 is perfect): check the shape, its frame and the focal length, "
+            "or try --rolls 8 or a larger --refined"
+        )
+    second = report["second"]
+    if second and second["worse_by"] < alike:
+        found.append(
+            f"ambiguous: azimuth {second['azimuth']:.1f}, elevation {second['elevation']:.1f}, roll "
+            f"{second['roll']:.1f} degrees explains the picture nearly as well (worse by {second['worse_by']:.4f})"
+        )
+    elif report["ambiguous"]:
+        found.append(f"ambiguous: a turn by {report['loose_degrees']:.0f} degrees would hardly show in the picture")
+    return found
 
 
 COMMANDS = (pose_command,)

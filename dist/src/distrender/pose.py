@@ -21,6 +21,7 @@ Cauchy's function lets what does not fit (occlusions, parts that the silhouette 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -361,6 +362,21 @@ def refine(
         if settled or step.abs().max() < SMALLEST or damping > 1e5:
             break
     return pose, cost
+
+
+def looseness(residuals: Residuals, pose: Pose) -> float:
+    """By how many degrees the shape could turn before the picture shows it: by half a pixel in the mean square.
+
+    About the axis along which least is seen of it, everything else that can make up for it doing so; as of a mug whose
+    handle is hidden. 180 at most.
+    """
+    _, weights, jacobian = residuals(pose)
+    square = jacobian[:, :6].mT @ (weights[:, None] * jacobian[:, :6]) / weights.sum()
+    turn, both, shift = square[TURN, TURN], square[TURN, SHIFT], square[SHIFT, SHIFT]
+    left = turn - both @ torch.linalg.pinv(shift) @ both.mT  # Schur's complement: the shift as good as it can be
+    pixel = float(pose.camera.translation[0].norm() / pose.camera.intrinsics[0, 0, 0])
+    least = float(torch.linalg.eigvalsh(left)[0].clamp(min=1e-12).sqrt())
+    return min(180.0, math.degrees(0.5 * pixel / least))
 
 
 def _detached(camera: Camera) -> Camera:

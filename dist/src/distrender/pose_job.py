@@ -65,7 +65,7 @@ def run(
 
     Returns:
         ``iou``, ``depth_error``, ``normal_error_degrees`` (None where not seen), the camera in numbers, and
-        ``ambiguous`` with the second-best pose.
+        ``ambiguous`` with the second-best pose and ``loose_degrees``.
 
     Raises:
         UserError: a file cannot be read or does not fit the others, or the shape is not found.
@@ -78,7 +78,7 @@ def run(
     if options.scale and seen.depth is None:
         raise UserError("--free scale needs depths: a silhouette looks the same at any scale")
     sdf = open_shape(shape, code, grid, epoch).requires_grad_(False)
-    total = options.refined * STEPS[0] + options.finished * (STEPS[1] + STEPS[2])
+    total = options.starts * STEPS[0] + options.finished * (STEPS[1] + STEPS[2])
     with tqdm(total=total, unit="step", file=sys.stderr, disable=None, leave=False) as bar:
         found = find_pose(sdf, seen, camera, options, search=job.search, after=bar.update)
     pose = found.pose
@@ -189,13 +189,11 @@ def described(camera: Camera) -> dict[str, object]:
 
 
 def _doubt(found: Found) -> dict[str, object]:
-    if found.second is None:
-        return {"ambiguous": False, "second": None}
-    return {
-        "ambiguous": found.ambiguous,
-        "second": described(found.second.camera)
-        | {"degrees_apart": found.apart, "worse_by": found.second_score - found.score},
-    }
+    result = {"score": found.score, "ambiguous": found.ambiguous, "loose_degrees": found.loose, "second": None}
+    if found.second is not None:
+        doubt = {"degrees_apart": found.apart, "worse_by": found.second_score - found.score}
+        result["second"] = described(found.second.camera) | doubt
+    return result
 
 
 def _holds_depth(picture: Path) -> bool:

@@ -18,11 +18,12 @@ from distrender.analytic import AnalyticSDF
 from distrender.cameras import Camera
 from distrender.grid import GridSDF
 from distrender.meshing import sample
-from distrender.pose import Pose, Residuals, Seen, march_for, refine, rotation_between, samples_of
+from distrender.pose import Pose, Residuals, Seen, looseness, march_for, refine, rotation_between, samples_of
 from distrender.tracing import SDF, sphere_trace
 
 ROOM = 0.25  # of the silhouette's extent, around it, that scores look at
 DEPTH_COUNTS = 0.1  # scene units of depth error that count as much as half of the silhouette
+LOOSE = 10.0  # degrees of a turn that hardly show make the answer ambiguous
 STEPS = 10, 12, 12  # of each refinement: on the grid, on the shape, and with the pixels along the contour
 APART = 15.0  # degrees between poses that count as two
 ALIGNED = 3  # times that distance and place are brought to the silhouette's
@@ -40,7 +41,7 @@ class PoseOptions:
         rolls: turns of the picture tried at each.
         grid: samples along each axis of the grid that stands for a network's shape at first.
         lattice: rays along each side of what starts are scored by.
-        refined: starts that are refined.
+        refined: starts that are refined; None takes six, and of several rolls three each.
         finished: of these, how many go on to the shape itself.
         rays: of the contour and of the inside each, for the last refinement; the first takes a third.
         alike: a second pose whose score is so near the first's makes the answer ambiguous.
@@ -53,18 +54,27 @@ class PoseOptions:
     rolls: int = 1
     grid: int = 64
     lattice: int = 40
-    refined: int = 6
+    refined: int | None = None
     finished: int = 3
     rays: int = 600
     alike: float = 0.02
 
+    @property
+    def starts(self) -> int:
+        """How many are refined."""
+        return self.refined or max(6, 3 * self.rolls)
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A pose, its score (0 is perfect), and the best other pose that is ``apart`` degrees away, if there was one."""
+    """A pose, its score (0 is perfect), and the best other pose that is ``apart`` degrees away, if there was one.
+
+    ``loose`` degrees of a turn would hardly show, see :func:`distrender.pose.looseness`.
+    """
 
     pose: Pose
     score: float
+    loose: float
     second: Pose | None = None
     second_score: float = float("inf")
     apart: float = 0.0
@@ -102,7 +112,7 @@ def find_pose(
     lattice = Lattice(seen, options.lattice)
     camera = camera.to(torch.float64)
     starts = lattice.aligned(coarse, all_around(camera, options) if search else camera, options.scale)
-    poses = lattice.best(coarse, starts, options.refined, options.scale)
+    poses = lattice.best(coarse, starts, options.starts, options.scale)
     if not poses:
         raise UserError("the shape is not seen from any start; give a --camera or --distance nearer to the truth")
     few = Residuals(coarse, samples_of(seen, options.rays // 3, options.rays // 3), width=0.1, deep=0.1)
@@ -118,11 +128,12 @@ def find_pose(
     fine = Lattice(seen, 2 * options.lattice)
     ranked = _distinct(sorted((fine.score(sdf, pose), n, pose) for n, pose in enumerate(last)))
     score, _, pose = ranked[0]
+    loose = looseness(many, pose)
     if len(ranked) == 1:
-        return Found(pose, score)
+        return Found(pose, score, loose, ambiguous=loose > LOOSE)
     other, _, second = ranked[1]
     apart = float(rotation_between(pose.camera.rotation, second.camera.rotation))
-    return Found(pose, score, second, other, apart, other - score < options.alike)
+    return Found(pose, score, loose, second, other, apart, loose > LOOSE or other - score < options.alike)
 
 
 def stand_in(sdf: SDF, resolution: int) -> SDF:
@@ -212,15 +223,16 @@ class Lattice:
         return count, total / count.clamp(min=1)[:, None]
 
     def scores(self, depth: Tensor, scale: Tensor) -> Tensor:
-        """``[V]``: 1 - IoU, and half the depths' mean error in ``DEPTH_COUNTS``, at most one half; 0 is perfect."""
+        """``[V]``: 1 - IoU, and half the depths' mean error in ``DEPTH_COUNTS``, at most one half; inf: nothing."""
         shown = depth.isfinite() & self.known
         both = shown & self.mask
         score = 1 - both.sum((1, 2)) / (shown | self.mask).sum((1, 2))
+        score = torch.where(both.any(2).any(1), score, torch.inf)
         measured = both & (self.depth > 0)
         if (self.depth > 0).any():
             error = torch.where(measured, (scale[:, None, None] * depth - self.depth).abs(), 0).sum((1, 2))
             error = error / measured.sum((1, 2)).clamp(min=1)
-            error = torch.where(measured.any(2).any(1), error, torch.inf)
+            error = torch.where(measured.any(2).any(1), error, DEPTH_COUNTS)
             score = score + 0.5 * (error / DEPTH_COUNTS).clamp(max=1)
         return score
 
@@ -236,7 +248,7 @@ class Lattice:
             ratio = torch.where(depth.isfinite() & (self.depth > 0), self.depth / depth, torch.nan)
             scales = ratio.flatten(1).nanmedian(1).values.nan_to_num(1.0)
         scores = self.scores(depth, scales)
-        order = scores.argsort()[scores.sort().values < 1].tolist()
+        order = scores.argsort()[scores.sort().values.isfinite()].tolist()
         ranked = [(float(scores[n]), n, Pose(cameras[n], float(scales[n]))) for n in order]
         return [pose for _, _, pose in _distinct(ranked, count)]
 
