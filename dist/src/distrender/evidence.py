@@ -39,7 +39,9 @@ class Evidence:
             halved = [n for n in range(1, config.levels + 1) if min(cameras.size) >> n >= SMALLEST]
             self.images = photometric.pyramid(views.images, len(halved))
             self.neighbours = photometric.neighbours(cameras, config.views)
-            inner = self.distances < -1 - (config.patch if config.compare == "ncc" else 0)
+            own = min(max(round(min(cameras.size) / 96), 2), 5)
+            self.radius = 0 if config.compare == "l1" else config.patch or own
+            inner = self.distances < -1 - self.radius
             self.inner = [mask.view(-1).nonzero()[:, 0] for mask in inner]
 
     def focus(self, detail: float) -> None:
@@ -96,10 +98,9 @@ class Evidence:
         scale = place.new_tensor([size[1] / width, size[0] / self.cameras.size[0]])
         surface = photometric.SeenSurface(cameras[view], place * scale, hit.depth[rows], normal)
         total, count = hit.depth.new_zeros(()), 0
-        radius = config.patch if config.compare == "ncc" else 0
         for other in self.neighbours[view]:
             loss, usable = photometric.disagreement(
-                surface, images[view], cameras[other], images[other], radius, config.compare
+                surface, images[view], cameras[other], images[other], self.radius, config.compare
             )
             usable = usable & shape.visible(hit.point.detach()[rows], normal, self.cameras[other])
             total = total + loss[usable].clamp(max=1).sum()

@@ -35,7 +35,7 @@ class FitConfig:
         smoother: times the Laplacian counts at the end of the steps for images.
         area: weight for a grid.
         compare: images by "ncc" of patches or by the paper's "l1" of pixels.
-        patch: radius of patches in pixels.
+        patch: radius of patches in pixels; None: a ninety-sixth of the pictures' shorter side, from 2 to 5.
         levels: how often images are halved for the first comparisons.
         views: neighbours that a view is compared with.
         faults: views that may have lost one part of the shape in the dark (:mod:`distrender.mending`).
