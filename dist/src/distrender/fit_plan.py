@@ -62,7 +62,7 @@ class FitConfig:
     smoother: float = 60.0
     area: float = 0.15
     compare: Literal["ncc", "l1"] = "ncc"
-    patch: int = 3
+    patch: int | None = None
     levels: int = 2
     views: int = 2
     faults: int = 0
