@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.processes import Place, joined, stop_requests
 from papershelf.resuming import read_state
-from papershelf.training_log import METRICS, Panel, TrainingLog
+from papershelf.training_log import METRICS, Panel, TrainingLog, open_log
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -337,25 +336,24 @@ def _line(epoch: int, epochs: int, figures: dict[str, float]) -> str:
 
 
 def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
     data = trainer.data
     about = {
-        "tool": "addernet",
-        "version": version("papershelf-addernet"),
-        "torch": torch.__version__,
-        "device": str(trainer.place.device),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.place.world,
         "command": command,
         "config": asdict(trainer.config),
         "data": {"name": data.name, **trainer.about_data(), "mean": data.mean, "std": data.std},
         "steps": trainer.total,
     }
-    done = trainer.step // trainer.steps
-    return TrainingLog(run, about, CURVES, done=done, count="epoch", extra="papershelf-addernet[train]")
+    return open_log(
+        run,
+        "addernet",
+        "papershelf-addernet",
+        trainer.place,
+        CURVES,
+        about,
+        done=trainer.step // trainer.steps,
+        count="epoch",
+        extra="papershelf-addernet[train]",
+    )
 
 
 def _metadata(trainer: Trainer, command: str, figures: dict[str, float]) -> dict[str, str]:

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,9 @@ import torch
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.images import write_image
-from papershelf.processes import stop_requests
+from papershelf.processes import Place, stop_requests
 from papershelf.resuming import read_state
-from papershelf.training_log import METRICS, Panel, TrainingLog
+from papershelf.training_log import METRICS, Panel, TrainingLog, open_log
 from torch import Tensor
 from tqdm import tqdm
 
@@ -178,16 +177,8 @@ def fit(
 
 
 def _log(run: Path, config: FitConfig, about: dict, command: str, done: int) -> TrainingLog:
-    first = {
-        "tool": "dist-render",
-        "version": version("dist-render"),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "command": command,
-        "config": asdict(config),
-        "data": about,
-    }
-    return TrainingLog(run, first, CURVES, done=done)
+    first = {"command": command, "config": asdict(config), "data": about}
+    return open_log(run, "dist-render", "dist-render", Place(torch.device("cpu")), CURVES, first, done=done)
 
 
 def _finish(scene: Scene, fitter: Fitter, run: Path, ending: str, seconds: float) -> dict[str, object]:

@@ -12,14 +12,12 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from papershelf.errors import UserError
 from papershelf.images import write_image
 from papershelf.processes import joined, stop_requests
-from papershelf.training_log import METRICS, Panel, TrainingLog
+from papershelf.training_log import METRICS, Panel, TrainingLog, open_log
 from tqdm import tqdm
 
 from distrender import reconstruction
@@ -164,21 +162,11 @@ def _show(trainer: Trainer, run: Path, count: int) -> None:
 
 
 def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
     about = {
-        "tool": "dist-render",
-        "version": version("dist-render"),
-        "torch": torch.__version__,
-        "device": str(trainer.place.device),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.place.world,
         "command": command,
         "config": asdict(trainer.options),
         **trainer.about_data(),
         "samples": len(trainer.data.pos) + len(trainer.data.neg),
         "steps": trainer.total,
     }
-    return TrainingLog(run, about, CURVES, done=trainer.step, extra="matplotlib")
+    return open_log(run, "dist-render", "dist-render", trainer.place, CURVES, about, done=trainer.step)

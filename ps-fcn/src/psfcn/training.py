@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from papershelf.errors import UserError
 from papershelf.files import atomic_path
 from papershelf.processes import Place, joined, read, stop_requests
 from papershelf.resuming import read_state
-from papershelf.training_log import METRICS, Panel, TrainingLog
+from papershelf.training_log import METRICS, Panel, TrainingLog, open_log
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
@@ -344,23 +343,9 @@ def _line(figures: dict[str, float]) -> str:
 
 
 def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
-    about = {
-        "tool": "psfcn",
-        "version": version("ps-fcn"),
-        "torch": torch.__version__,
-        "device": str(trainer.place.device),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.place.world,
-        "command": command,
-        "config": asdict(trainer.config),
-        "data": trainer.about_data(),
-    }
+    about = {"command": command, "config": asdict(trainer.config), "data": trainer.about_data()}
     panels = (Panel(("train_loss",), "loss", log=True), *trainer.task.panels, Panel(("lr",)))
-    return TrainingLog(run, about, panels, done=trainer.step, count="step", extra="ps-fcn[train]")
+    return open_log(run, "psfcn", "ps-fcn", trainer.place, panels, about, done=trainer.step, extra="ps-fcn[train]")
 
 
 def _metadata(trainer: Trainer, command: str, figures: dict[str, float]) -> dict[str, str]:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from papershelf.files import atomic_path
 from papershelf.metrics import psnr
 from papershelf.processes import Place, joined, read, stop_requests
 from papershelf.resuming import read_state
-from papershelf.training_log import METRICS, Panel, TrainingLog
+from papershelf.training_log import METRICS, Panel, TrainingLog, open_log
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -335,22 +334,14 @@ def on_device(batch: Sample, device: torch.device) -> tuple[Tensor, Tensor, Tens
 
 
 def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
     about = {
-        "tool": "rife-interp",
-        "version": version("rife-interp"),
-        "torch": torch.__version__,
-        "device": str(trainer.place.device),
-        "processes": trainer.place.world,
         "command": command,
         "config": asdict(trainer.config),
         "sequences": len(trainer.sequences),
         "steps": trainer.total,
     }
-    return TrainingLog(run, about, CURVES, done=trainer.step, extra="rife-interp[train]")
+    extra = "rife-interp[train]"
+    return open_log(run, "rife-interp", "rife-interp", trainer.place, CURVES, about, done=trainer.step, extra=extra)
 
 
 def _metadata(config: TrainingConfig, command: str, figures: dict[str, float]) -> dict[str, str]:

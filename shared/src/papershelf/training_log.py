@@ -8,12 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from papershelf.errors import UserError
 from papershelf.files import atomic_path
+
+if TYPE_CHECKING:
+    from papershelf.processes import Place
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 
@@ -78,6 +82,51 @@ class TrainingLog:
     def close(self) -> None:
         if self.board:
             self.board.close()
+
+
+def open_log(
+    run: Path,
+    tool: str,
+    distribution: str,
+    place: Place,
+    panels: Sequence[Panel],
+    about: Mapping[str, object],
+    *,
+    done: int = 0,
+    count: str = "step",
+    extra: str = "matplotlib",
+) -> TrainingLog:
+    """The log of a run in a folder that is made if need be; its first line also says what ran, and on what.
+
+    Args:
+        run: the run's folder.
+        tool: the program's name.
+        distribution: whose version is noted.
+        place: of this process.
+        panels: as for :class:`TrainingLog`, and so the rest.
+        about: what else the first line says: command, config, data.
+        done: likewise.
+        count: likewise.
+        extra: likewise.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    import torch
+
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {run}: {error.strerror}; name another folder with -o") from error
+    ran = {
+        "tool": tool,
+        "version": version(distribution),
+        "torch": torch.__version__,
+        "device": str(place.device),
+        "threads": torch.get_num_threads(),
+        "processes": place.world,
+    }
+    return TrainingLog(run, {**ran, **about}, panels, done=done, count=count, extra=extra)
 
 
 def read_metrics(run: Path) -> list[dict]:
