@@ -117,8 +117,14 @@ def _cone(x: Tensor, y: Tensor, z: Tensor, c: tuple[Tensor, ...]) -> Tensor:
     side_r, side_y = radius - top - share * along_r, y - half - share * along_y
     cap, side = past_cap * past_cap + above * above, side_r * side_r + side_y * side_y
     inside = (side_r < 0) & (above < 0)
-    distance = torch.where(cap < side, length(past_cap, above), length(side_r, side_y))
-    return torch.where(inside, -distance, distance)
+    # Where a plane is nearest, the signed distance from it: a length of zero would have no gradient on the surface.
+    to_side = (side_y * along_r - side_r * along_y) / length(along_r, along_y)
+    to_rim = length(side_r, side_y)
+    slanted = torch.where((share > 0) & (share < 1), to_side, torch.where(inside, -to_rim, to_rim))
+    flat = torch.where(inside | (above >= 0), above, -above)
+    past = length(past_cap, above)
+    flat = torch.where(past_cap > 0, torch.where(inside, -past, past), flat)
+    return torch.where(cap < side, flat, slanted)
 
 
 def _ellipsoid(x: Tensor, y: Tensor, z: Tensor, c: tuple[Tensor, ...]) -> Tensor:
