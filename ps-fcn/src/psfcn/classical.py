@@ -151,7 +151,7 @@ def sparse_bayesian(values: Tensor, lights: Tensor) -> Tensor:
     g = torch.zeros_like(y[:, :3])
     for _ in range(SBL_ROUNDS):
         g, covariance = _posterior(y, lights, 1 / (gamma + noise))
-        spread = torch.einsum("qi,pij,qj->pq", lights, covariance, lights)  # of l . g
+        spread = covariance.flatten(1) @ _squares(lights).mT  # of l . g: l' covariance l
         share = gamma / (gamma + noise)
         gamma = share.square() * ((y - g @ lights.mT).square() + spread) + share * noise
     return g * scale
@@ -181,11 +181,16 @@ def check_lights(lights: np.ndarray, images: int) -> None:
 
 def _posterior(values: Tensor, lights: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted least squares ``[P, 3]`` and the inverse of its matrix ``[P, 3, 3]``."""
-    matrix = torch.einsum("pq,qi,qj->pij", weights, lights, lights)
+    matrix = (weights @ _squares(lights)).unflatten(1, (3, 3))
     # A hair of ridge: what is kept of few lights may lie in one plane.
     size = matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     inverse = torch.linalg.inv(matrix + (1e-9 * size + 1e-30) * torch.eye(3, dtype=matrix.dtype))
     return (inverse @ ((weights * values) @ lights)[..., None])[..., 0], inverse
+
+
+def _squares(lights: Tensor) -> Tensor:
+    """The matrices l l' of ``lights`` ``[Q, 3]``, as rows ``[Q, 9]``."""
+    return (lights[:, :, None] * lights[:, None]).flatten(1)
 
 
 def _facing(g: Tensor) -> Tensor:
