@@ -19,7 +19,7 @@ from papershelf.images import read_image
 from papershelf.processes import Place, joined
 from papershelf.training_log import read_metrics
 from psfcn import checkpoints, classical
-from psfcn.crops import Crop, photographs
+from psfcn.crops import Crop, Samples, photographs
 from psfcn.lcnet_training import LightTask, intensity_error, lit
 from psfcn.normal_training import NormalTask, angular_error
 from psfcn.recipes import TrainingConfig, learning_rate, recipe
@@ -115,7 +115,7 @@ def test_recipes_that_cannot_be(network, changes, message):
 
 
 def test_the_loss_is_eq_2_over_the_mask(folders):
-    task = NormalTask(recipe("psfcn-n"), *folders)
+    task = NormalTask(recipe("psfcn-n"), *map(Samples, folders))
     normal, found = (torch.nn.functional.normalize(torch.randn(2, 3, 4, 4), dim=1) for _ in range(2))
     mask = (torch.rand(2, 1, 4, 4) > 0.4).float()
     loss, angle = task.loss(lambda *_: found, Crop(torch.zeros(0), torch.zeros(0), normal * mask, mask), CPU)
@@ -131,7 +131,7 @@ def test_the_loss_is_eq_2_over_the_mask(folders):
 def test_one_step_is_adam_written_out(folders):
     config = recipe("psfcn-n", **SMALL, steps=10)
     torch.manual_seed(0)
-    trainer = Trainer(config, NormalTask(config, *folders), CPU)
+    trainer = Trainer(config, NormalTask(config, *map(Samples, folders)), CPU)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     batches = trainer.batches()
     trainer.update(next(batches), 1e-3)
@@ -250,8 +250,8 @@ def test_runs_that_cannot_go_on(folders, tmp_path):
     with pytest.raises(UserError, match=r"was made with samples 5 \(now 2\)"):
         go((folders[1], folders[1]), run, dataclasses.replace(config, steps=3), resume=True)
     with pytest.raises(UserError, match="a batch of 2 cannot be shared by 3 processes"):
-        Trainer(config, NormalTask(config, *folders), CPU._replace(world=3))
-    checkpoints.save(NormalTask(recipe("upsfcn"), *folders).network, tmp_path / "other.safetensors")
+        Trainer(config, NormalTask(config, *map(Samples, folders)), CPU._replace(world=3))
+    checkpoints.save(NormalTask(recipe("upsfcn"), *map(Samples, folders)).network, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="holds upsfcn, not psfcn-n"):
         go(folders, tmp_path / "from", config, start=tmp_path / "other.safetensors")
 
@@ -259,7 +259,7 @@ def test_runs_that_cannot_go_on(folders, tmp_path):
 def test_a_run_starts_from_given_weights(folders, tmp_path):
     config = recipe("psfcn-n", **SMALL, steps=1, lr=1e-12)
     torch.manual_seed(9)
-    network = NormalTask(config, *folders).network
+    network = NormalTask(config, *map(Samples, folders)).network
     checkpoints.save(network, tmp_path / "start.safetensors")
     go(folders, tmp_path / "run", config, start=tmp_path / "start.safetensors")
     found = checkpoints.load(tmp_path / "run" / "model.safetensors")
@@ -285,7 +285,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(folders, 
 def test_it_learns_a_batch(folders, network):
     config = recipe(network, batch=2, lights=(4, 4), crop=(16, 16), side=(16, 16), noise=0.0, colour=False, steps=40)
     torch.manual_seed(0)
-    trainer = Trainer(config, TASKS[network](config, *folders), CPU)
+    trainer = Trainer(config, TASKS[network](config, *map(Samples, folders)), CPU)
     batch = next(trainer.batches())
     for _ in range(40):
         trainer.update(batch, 1e-3)
@@ -304,7 +304,7 @@ def test_lcnet_learns_a_batch_and_is_tested(folders, tmp_path):
     assert 0 < figures["direction"] < 120
     assert 0 < figures["intensity"] < 3
     assert checkpoints.kind_of(checkpoints.load(tmp_path / "model.safetensors")) == "lcnet"
-    trainer = Trainer(config, LightTask(config, *folders), CPU)
+    trainer = Trainer(config, LightTask(config, *map(Samples, folders)), CPU)
     batch = next(trainer.batches())
     assert batch.images.shape == (1, 3, 3, 128, 128)
     for _ in range(12):
@@ -323,7 +323,8 @@ def test_what_lcnet_sees_is_dimmed_and_turned_with_its_lights(folders):
     means = item.images.mean((1, 2, 3)) / item.intensities
     plain = photographs(sample, slice(None)).mean((1, 2, 3))
     torch.testing.assert_close(means / means.sum(), plain / plain.sum(), rtol=0.02, atol=0.002)
-    task = LightTask(recipe("lcnet", batch=1, lights=(6, 6), turn=True, noise=0.0, colour=False), *folders)
+    config = recipe("lcnet", batch=1, lights=(6, 6), turn=True, noise=0.0, colour=False)
+    task = LightTask(config, *map(Samples, folders))
     ramp = torch.linspace(-1, 1, 128)
     for step in range(8):  # the brighter side of a sphere is where the light is
         turned = task.dataset[step, 0]
@@ -347,7 +348,7 @@ def gradients(config, folders):
     """Of the first step, in whatever process this runs, and the sums of loss, figure and steps."""
     with joined("cpu") as place:
         torch.manual_seed(config.seed)
-        trainer = Trainer(config, TASKS[config.network](config, *folders), place)
+        trainer = Trainer(config, TASKS[config.network](config, *map(Samples, folders)), place)
         trainer.update(next(trainer.batches()), 1e-3)
         found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
         figures = trainer.task.validate(trainer.model.eval(), place) if config.network != "lcnet" else {}

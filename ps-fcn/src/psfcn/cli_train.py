@@ -28,6 +28,7 @@ Examples:
   psfcn render -o train/ --count 8000 --size 64 --lights 32 --clustered 0.15 --rings 0.1
   psfcn train psfcn-n --data train/ --minutes 120 --batch 8 --lights 6..16 --crop 24..32 --turn --amp bfloat16
   psfcn train psfcn-n --data train/ --resume --minutes 240 --batch 8 --lights 6..16 --crop 24..32 --turn --amp bfloat16
+  psfcn train psfcn-n --data train/ --lcnet lights/model.safetensors --batch 8 -o uncalibrated/
   torchrun --nproc-per-node 4 -m psfcn train lcnet --data train/ --workers 8 --amp bfloat16 -o lights/
 """
 
@@ -42,6 +43,12 @@ Examples:
     type=PATH,
     metavar="FOLDER",
     help="Samples to test on (--split test). [default: 24, rendered into the run's folder]",
+)
+@in_data(
+    "--lcnet",
+    type=PATH,
+    metavar="WEIGHTS",
+    help="Lights as LCNet finds them, as the uncalibrated chain of the paper. [default: the true ones]",
 )
 @in_recipe("--epochs", type=int, help="Passes over the data; the network is tested after each. [default: 30; lcnet 20]")
 @in_recipe("--batch", type=int, help="Objects a step, over all processes. [default: 32]")
@@ -74,6 +81,7 @@ def train_command(
     generate: int | None,
     meshes: Path | None,
     validation: Path | None,
+    lcnet: Path | None,
     start: Path | None,
     run: Path,
     resume: bool,
@@ -93,6 +101,8 @@ def train_command(
         raise click.UsageError("name the samples with --data FOLDER, or have them made with --generate COUNT")
     if generate and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError("--generate is for one process; run psfcn render first, then torchrun with --data")
+    if lcnet and network == "lcnet":
+        raise click.UsageError("--lcnet is for psfcn, psfcn-n and upsfcn; LCNet itself learns from the true lights")
     if start and resume:
         raise click.UsageError("--resume goes on from the run's own weights; leave out --from")
     import torch  # late: --help must answer at once, without PyTorch
@@ -118,6 +128,7 @@ def train_command(
         workers=workers,
         resume=resume,
         start=start,
+        lcnet=lcnet,
         command=shlex.join(["psfcn", *sys.argv[1:]]),
     )
     if int(os.environ.get("RANK", "0")):  # one of torchrun's processes, and not the one that speaks

@@ -43,9 +43,15 @@ class Samples:
     Args:
         folder: of ``psfcn render``'s .npz files.
 
+    Attributes:
+        files: in the order of their names.
+        lights_by: who says where the lights are, None for the truth; see :mod:`psfcn.found_lights`.
+
     Raises:
         UserError: there is no such folder, or nothing in it.
     """
+
+    lights_by: str | None = None
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.npz"))
@@ -56,6 +62,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.files)
 
+    def load(self, number: int) -> Sample:
+        """The sample in a file.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return Sample.load(self.files[number])
+
     def drawn(self, seed: int, number: int, least_lights: int) -> Sample:
         """The ``number``-th sample of a run with this seed.
 
@@ -65,12 +79,12 @@ class Samples:
         key = (seed, number // len(self))
         if self._order[0] != key:
             self._order = key, np.random.default_rng(key).permutation(len(self))
-        file = self.files[self._order[1][number % len(self)]]
-        sample = Sample.load(file)
+        place = self._order[1][number % len(self)]
+        sample = self.load(place)
         if len(sample.lights) < least_lights:
             raise UserError(
-                f"{file} has {len(sample.lights)} lights, and {least_lights} are asked for; render with --lights "
-                f"{least_lights}, or train with --lights {len(sample.lights)}"
+                f"{self.files[place]} has {len(sample.lights)} lights, and {least_lights} are asked for; render with "
+                f"--lights {least_lights}, or train with --lights {len(sample.lights)}"
             )
         return sample
 

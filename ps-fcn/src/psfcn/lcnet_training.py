@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,18 +57,15 @@ class LightTask:
 
     Args:
         config: the recipe.
-        data: folder of samples to train on.
-        validation: folder of samples of held-out materials and shapes.
-
-    Raises:
-        UserError: a folder holds no samples.
+        samples: to train on.
+        held_out: of held-out materials and shapes, to test on.
     """
 
     best_by = "direction"
     panels = (Panel(("train_direction", "direction"), "degrees", log=True), Panel(("intensity",), "relative", log=True))
 
-    def __init__(self, config: TrainingConfig, data: Path, validation: Path) -> None:
-        self.config, self.samples, self.held_out = config, Samples(data), Samples(validation)
+    def __init__(self, config: TrainingConfig, samples: Samples, held_out: Samples) -> None:
+        self.config, self.samples, self.held_out = config, samples, held_out
         self.network = LCNet()
         self.dataset = LitObjects(self.samples, config)
 
@@ -90,7 +86,7 @@ class LightTask:
         """
         sums = torch.zeros(2, dtype=torch.float64)
         for number in range(place.rank, len(self.held_out), place.world):
-            sample = Sample.load(self.held_out.files[number])
+            sample = self.held_out.load(number)
             rng = np.random.default_rng(number)
             item = lit(sample, rng, rng.permutation(len(sample.lights))[:MOST])
             scores = network(item.images[None].to(place.device), item.mask[None].to(place.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,18 +24,15 @@ class NormalTask:
 
     Args:
         config: the recipe.
-        data: folder of samples to train on.
-        validation: folder of samples of held-out materials and shapes.
-
-    Raises:
-        UserError: a folder holds no samples.
+        samples: to train on.
+        held_out: of held-out materials and shapes, to test on.
     """
 
     best_by = "mae"
     panels = (Panel(("train_mae", "mae_few", "mae_all", "trimmed_mae_few", "trimmed_mae_all"), "degrees", log=True),)
 
-    def __init__(self, config: TrainingConfig, data: Path, validation: Path) -> None:
-        self.config, self.samples, self.held_out = config, Samples(data), Samples(validation)
+    def __init__(self, config: TrainingConfig, samples: Samples, held_out: Samples) -> None:
+        self.config, self.samples, self.held_out = config, samples, held_out
         self.network = network_for(config.network)
         self.dataset = Crops(self.samples, config)
         self._baselines: dict[str, float] = {}
@@ -63,7 +59,7 @@ class NormalTask:
         names = ["mae_few", "mae_all"]
         sums = dict.fromkeys([*names, *(f"{b}_{n}" for b in BASELINES for n in names)], 0.0)
         for number in range(place.rank, len(self.held_out), place.world):
-            sample = Sample.load(self.held_out.files[number])
+            sample = self.held_out.load(number)
             for name, chosen in zip(names, _few_and_all(len(sample.lights), number), strict=True):
                 images, lights = photographs(sample, chosen), torch.from_numpy(sample.lights[chosen])
                 given = None if self.config.network == "upsfcn" else lights[None].to(place.device)

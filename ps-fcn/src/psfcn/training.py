@@ -28,8 +28,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from psfcn import checkpoints
+from psfcn import checkpoints, found_lights
 from psfcn.crops import Samples
+from psfcn.found_lights import FoundSamples
+from psfcn.lcnet_training import LightTask
+from psfcn.normal_training import NormalTask
 from psfcn.recipes import BUDGET, TrainingConfig, learning_rate
 from psfcn.training_sets import validation_set
 
@@ -183,7 +186,8 @@ class Trainer:
 
     def about_data(self) -> dict[str, object]:
         """What must be the same for a run to go on."""
-        return {"samples": len(self.task.samples), "held_out_samples": len(self.task.held_out)}
+        samples, held_out = self.task.samples, self.task.held_out
+        return {"samples": len(samples), "held_out_samples": len(held_out), "lights_by": samples.lights_by}
 
 
 def train(
@@ -197,6 +201,7 @@ def train(
     workers: int = 0,
     resume: bool = False,
     start: Path | None = None,
+    lcnet: Path | None = None,
     command: str = "",
 ) -> dict[str, float]:
     """Train a network on rendered samples.
@@ -211,6 +216,7 @@ def train(
         workers: processes that read samples; what is read does not depend on their number.
         resume: go on from the run's checkpoint.
         start: weights to begin with.
+        lcnet: weights of LCNet, whose lights take the place of the true ones; not for LCNet itself.
         command: for the record.
 
     Returns:
@@ -218,7 +224,7 @@ def train(
 
     Raises:
         UserError: data, run folder, weights or checkpoint do not fit, or the loss is no number any more.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; what was learnt by then is saved.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; what was found or learnt by then is saved.
     """
     with joined(device) as place, stop_requests() as stop_asked:
         # Asked by one process for all: the first begins to write as soon as it knows.
@@ -229,8 +235,12 @@ def train(
             if place.rank == 0:
                 validation_set(validation, meshes)
             place.any(False)  # the others wait for them
+        if lcnet:
+            sets = found_lights.sets(lcnet, data, validation, run, config.seed)
+        else:
+            sets = Samples(data), Samples(validation)
         torch.manual_seed(config.seed)
-        task = _task(config, data, validation)
+        task = _task(config, *sets)
         if start:
             checkpoints.load_into(task.network, start)
         trainer = Trainer(config, task, place, workers)
@@ -238,6 +248,11 @@ def train(
             trainer.load(run / CHECKPOINT)
             if trainer.progress >= 1:
                 raise UserError(f"{run} is complete; give more --steps, --minutes or --epochs. Weights: {run / MODEL}")
+        if lcnet:
+            with autocast(place.device, config.amp):
+                found_lights.prepare(sets, lcnet, place, stop_asked)
+            if place.rank == 0:
+                tqdm.write(_lights_line(sets), file=sys.stderr)
         log = _log(trainer, run, command) if place.rank == 0 else None
         figures = _run(trainer, run, log, stop_asked, command)
         if log:
@@ -321,19 +336,22 @@ class _Steps:
             step += 1
 
 
-def _task(config: TrainingConfig, data: Path, validation: Path) -> Task:
-    if config.network == "lcnet":
-        from psfcn.lcnet_training import LightTask
-
-        return LightTask(config, data, validation)
-    from psfcn.normal_training import NormalTask
-
-    return NormalTask(config, data, validation)
+def _task(config: TrainingConfig, samples: Samples, held_out: Samples) -> Task:
+    kind = LightTask if config.network == "lcnet" else NormalTask
+    return kind(config, samples, held_out)
 
 
 def _fixed(config: TrainingConfig) -> dict[str, object]:
     """The recipe without what may change when a run goes on; tuples as they come back from a file."""
     return {name: value for name, value in asdict(config).items() if name not in BUDGET}
+
+
+def _lights_line(sets: tuple[FoundSamples, FoundSamples]) -> str:
+    (own, own_strength), (new, new_strength) = (samples.errors() for samples in sets)
+    return (
+        f"lights by LCNet: {own:.2f} degrees off, intensities {own_strength:.3f}; {new:.2f} and {new_strength:.3f} on "
+        "the held-out samples"
+    )
 
 
 def _line(figures: dict[str, float]) -> str:
@@ -350,7 +368,8 @@ def _log(trainer: Trainer, run: Path, command: str) -> TrainingLog:
 
 def _metadata(trainer: Trainer, command: str, figures: dict[str, float]) -> dict[str, str]:
     """What the weights say of themselves, beside what :func:`psfcn.checkpoints.save` adds."""
-    return {
+    by = trainer.task.samples.lights_by
+    return ({"lights": "lcnet", "lights_by": by} if by else {}) | {
         "command": command,
         "seed": str(trainer.config.seed),
         "config": json.dumps(asdict(trainer.config)),
