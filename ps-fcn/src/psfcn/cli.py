@@ -7,6 +7,7 @@ from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
 from psfcn.cli_convert import COMMANDS as CONVERSION
+from psfcn.cli_eval import COMMANDS as EVALUATION
 from psfcn.cli_predict import COMMANDS as PREDICTION
 from psfcn.cli_render import COMMANDS as RENDERING
 from psfcn.cli_train import COMMANDS as TRAINING
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (*PREDICTION, *RENDERING, *TRAINING, *CONVERSION):
+for command in (*PREDICTION, *RENDERING, *TRAINING, *EVALUATION, *CONVERSION):
     main.add_command(command)

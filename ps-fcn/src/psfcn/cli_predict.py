@@ -85,6 +85,7 @@ def predict_command(
     from papershelf.devices import device_named
 
     from psfcn import captures, checkpoints, estimation, result_files
+    from psfcn.evaluation import mean_error
     from psfcn.integration import Perspective
     from psfcn.light_files import write_lights, write_text
 
@@ -92,7 +93,7 @@ def predict_command(
         torch.set_num_threads(threads)
     start = time.perf_counter()
     place = device_named(device)
-    network = _network(method, weights)
+    network = network_for(method, weights)
     options = captures.ReadOptions(
         lights=lights, intensities=intensities, mask=mask, gamma=gamma, flip_lights=flip_lights
     )
@@ -133,8 +134,8 @@ def predict_command(
         "seconds": round(time.perf_counter() - start, 3),
         "notes": list(capture.notes),
     }
-    if capture.normals is not None:
-        report["error_degrees"] = round(_error(found.normals, capture.normals, inside), 4)
+    if capture.normals is not None and capture.normals.any():
+        report["error_degrees"] = round(mean_error(found.normals, capture.normals, inside), 4)
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -145,7 +146,7 @@ def predict_command(
     )
 
 
-def _network(method: str, weights: Path | None):
+def network_for(method: str, weights: Path | None):
     """The network that the method takes, None if none."""
     from papershelf.errors import UserError
 
@@ -174,13 +175,6 @@ def _progress():
             bar.close()
 
     return update
-
-
-def _error(normals, true, mask) -> float:
-    """The mean angle in degrees."""
-    import numpy as np
-
-    return float(np.degrees(np.arccos(np.clip((normals * true).sum(-1)[mask], -1, 1))).mean())
 
 
 COMMANDS = (predict_command,)

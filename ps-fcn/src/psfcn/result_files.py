@@ -41,8 +41,8 @@ def write_maps(folder: Path, capture: Capture, estimate: Estimate, title: str) -
     mask = capture.mask
     pictures = {
         "normal.png": normal_picture(estimate.normals, mask),
-        "albedo.png": _bytes(srgb(_displayed(estimate.albedo, mask))),
-        "confidence.png": _bytes(estimate.confidence[..., None]),
+        "albedo.png": as_bytes(srgb(displayed(estimate.albedo, mask))),
+        "confidence.png": as_bytes(estimate.confidence[..., None]),
         "sheet.png": sheet(capture, estimate),
     }
     for name, picture in pictures.items():
@@ -73,7 +73,7 @@ def write_surface(
     written = [folder / "depth.npy", folder / "depth.png"]
     if mesh_suffix:
         vertices, faces, places = surface_mesh(depth, estimate.normals, camera)
-        colours = _bytes(srgb(_displayed(estimate.albedo, capture.mask)))[places[:, 0], places[:, 1]]
+        colours = as_bytes(srgb(displayed(estimate.albedo, capture.mask)))[places[:, 0], places[:, 1]]
         written.append(folder / f"mesh{mesh_suffix}")
         write_mesh(written[-1], vertices, faces, colours)
     return written
@@ -81,7 +81,7 @@ def write_surface(
 
 def normal_picture(normals: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``[H, W, 3]`` uint8: (n + 1) / 2, 127 outside the mask."""
-    return np.where(mask[..., None], _bytes((normals + 1) / 2), np.uint8(BACKGROUND))
+    return np.where(mask[..., None], as_bytes((normals + 1) / 2), np.uint8(BACKGROUND))
 
 
 def sheet(capture: Capture, estimate: Estimate) -> np.ndarray:
@@ -91,9 +91,9 @@ def sheet(capture: Capture, estimate: Estimate) -> np.ndarray:
     """
     mask = capture.mask
     mean = capture.images.mean(0)
-    albedo = _displayed(estimate.albedo, mask)
+    albedo = displayed(estimate.albedo, mask)
     pictures = [
-        srgb(_displayed(mean, mask)),
+        srgb(displayed(mean, mask)),
         normal_picture(estimate.normals, mask) / 255.0,
         srgb(albedo),
         np.repeat(estimate.confidence[..., None], 3, 2),
@@ -103,7 +103,7 @@ def sheet(capture: Capture, estimate: Estimate) -> np.ndarray:
         pictures.append(srgb(albedo * (estimate.normals @ light).clip(0)[..., None]))
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    small = [_small(_bytes(picture)[box]) for picture in pictures]
+    small = [_small(as_bytes(picture)[box]) for picture in pictures]
     height, width = small[0].shape[:2]
     result = np.full((2 * height + 3 * GAP, 4 * width + 5 * GAP, 3), 30, np.uint8)
     for k, picture in enumerate(small):
@@ -118,13 +118,14 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def _displayed(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def displayed(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Linear RGB of any scale so that it fills a screen's range."""
     top = float(np.percentile(values[mask], 99)) if mask.any() else 1.0
     return (values * (BRIGHT / max(top, 1e-12))).clip(0, 1)
 
 
-def _bytes(picture: np.ndarray) -> np.ndarray:
+def as_bytes(picture: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as uint8."""
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
