@@ -3,10 +3,15 @@
 Mitsuba is no part of the project; with `pip install mitsuba` this test runs.
 """
 
+import importlib.util
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
-from psfcn import blobs, materials
+from psfcn import blobs, classical, held_out, light_sets, materials
 from psfcn.gbuffer import look_at, unshadowed
+from psfcn.normal_training import angular_error
 from psfcn.rendering import shade
 
 mitsuba = pytest.importorskip("mitsuba", reason="Mitsuba 3 is not installed: pip install mitsuba (68 MB)")
@@ -32,47 +37,28 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def heap(tmp_path_factory):
-    """Several blobs that shadow one another, as a mesh of ours and the file that Mitsuba reads."""
+@pytest.fixture(scope="module", name="bench")
+def _bench():
+    """``bench/mitsuba_objects.py``."""
     mitsuba.set_variant("scalar_rgb")
+    file = Path(__file__).parent.parent / "bench" / "mitsuba_objects.py"
+    spec = importlib.util.spec_from_file_location("psfcn_bench_mitsuba_objects", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def heap(bench, tmp_path_factory):
+    """Several blobs that shadow one another, as a mesh of ours and the file that Mitsuba reads."""
     meshes = (blobs.random_blob(np.random.default_rng(seed), 128, zoom=False) for seed in range(100))
     mesh = next(mesh for mesh in meshes if mesh.name == "blobs")
-    copy = mitsuba.Mesh("heap", len(mesh.vertices), len(mesh.faces), has_vertex_normals=True)
-    parameters = mitsuba.traverse(copy)
-    parameters["vertex_positions"] = mesh.vertices.ravel()
-    parameters["vertex_normals"] = mesh.normals.ravel()
-    parameters["faces"] = mesh.faces.ravel().astype(np.uint32)
-    parameters.update()
-    file = tmp_path_factory.mktemp("mitsuba") / "heap.ply"
-    copy.write_ply(str(file))
-    return mesh, file
-
-
-def by_mitsuba(file, light, bsdf, spp=64):
-    """``[SIZE, SIZE, 3]``: direct light alone, irradiance pi, seen along -z."""
-    seen_from = mitsuba.ScalarTransform4f().look_at(origin=[0, 0, 6], target=[0, 0, 0], up=[0, 1, 0])
-    film = {"type": "hdrfilm", "width": SIZE, "height": SIZE, "pixel_format": "rgb", "rfilter": {"type": "box"}}
-    sensor = {
-        "type": "orthographic",
-        "to_world": seen_from,
-        "film": film,
-        "sampler": {"type": "stratified", "sample_count": spp},
-    }
-    irradiance = {"type": "rgb", "value": [np.pi] * 3}
-    scene = {
-        "type": "scene",
-        "integrator": {"type": "direct"},
-        "sensor": sensor,
-        "light": {"type": "directional", "direction": [-float(x) for x in light], "irradiance": irradiance},
-        "object": {"type": "ply", "filename": str(file), "face_normals": False, "bsdf": bsdf},
-    }
-    return np.array(mitsuba.render(mitsuba.load_dict(scene)))
+    return mesh, bench.written(mesh, tmp_path_factory.mktemp("mitsuba"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_images_are_what_mitsuba_renders(heap, case):
+def test_images_are_what_mitsuba_renders(bench, heap, case):
     mesh, file = heap
     material, bsdf = CASES[case]
     seen = look_at(mesh, SIZE * FINER)
@@ -82,9 +68,19 @@ def test_images_are_what_mitsuba_renders(heap, case):
     fine[:, seen.mask] = shade(seen, [material], np.ones((len(seen.points), 1), np.float32), LIGHTS, lit)
     ours = fine.reshape(len(LIGHTS), SIZE, FINER, SIZE, FINER, 3).mean((2, 4))
     for light, image in zip(LIGHTS, ours, strict=True):
-        theirs = by_mitsuba(file, light, bsdf)
+        theirs = bench.picture(file, light, bsdf, SIZE)
         difference = np.abs(image - theirs)
         on_object = theirs.max(-1) > 0
         assert difference.mean() < (0.05 if case == "metal" else 0.02) * theirs.mean()  # small highlights are noisy
         assert np.median(difference[on_object]) < 0.008 * theirs[on_object].mean()
         assert image.mean() == pytest.approx(theirs.mean(), rel=0.015)
+
+
+@pytest.mark.slow
+def test_objects_are_samples_that_least_squares_explains_where_they_are_matt(bench):
+    mesh = held_out.mesh_of("sphere", 32)
+    lights = light_sets.half_sphere(np.random.default_rng(0), 12).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = bench.sample(mesh, bench.written(mesh, Path(folder)), "matt", lights, 32)
+    found = classical.solve(sample.radiance(), lights, sample.mask, "sbl").normals
+    assert angular_error(found, sample) < 3  # the outline's pixels are half background

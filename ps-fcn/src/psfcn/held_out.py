@@ -51,10 +51,11 @@ def cases(meshes: Path | None) -> list[Case]:
 def render_case(case: Case, size: int) -> Sample:
     """A case at ``size`` x ``size`` pixels."""
     lights = light_sets.spread_first(light_sets.half_sphere(np.random.default_rng(SEED), LIGHTS))
-    return render(_mesh(case.shape, size), [materials.measured(case.material)], lights, np.ones_like(lights), size)
+    return render(mesh_of(case.shape, size), [materials.measured(case.material)], lights, np.ones_like(lights), size)
 
 
-def _mesh(shape: str | Path, size: int) -> Mesh:
+def mesh_of(shape: str | Path, size: int) -> Mesh:
+    """A shape of the test set, drawn for images of ``size`` pixels."""
     if isinstance(shape, Path):
         return blobs.from_file(shape, np.random.default_rng((SEED, 0)), zoom=False)
     if shape == "sphere":
