@@ -16,6 +16,7 @@ from psfcn.render_options import Options
 from psfcn.rendering import render_sample
 from psfcn.sample_folders import write_diligent
 from psfcn_spheres import make_folder, sphere_sample
+from scipy.io import savemat
 
 SIZE, Q = 24, 8
 
@@ -165,6 +166,8 @@ def test_bad_requests_are_answered_in_a_line(rendered, tmp_path, words, code, me
         (lambda folder: (folder / "Normal_gt.mat").unlink(), "no true normals to measure against"),
         (lambda folder: (folder / "Normal_gt.mat").write_bytes(b"nonsense"), "cannot read"),
         (lambda folder: cut(folder / "Normal_gt.mat"), "cannot read"),
+        (lambda folder: (folder / "Normal_gt.mat").write_bytes(bytes(100)), "cannot read"),
+        (lambda folder: damage_compressed(folder / "Normal_gt.mat"), "cannot read"),
         (lambda folder: (folder / "003.png").unlink(), "003.png"),
         (lambda folder: cut(folder / "003.png"), "003.png"),
         (lambda folder: (folder / "light_directions.txt").unlink(), "the lights are not known"),
@@ -181,6 +184,13 @@ def test_damaged_data_is_named_in_a_line(rendered, spoil, message):
     assert result.exit_code == 1, result.output
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def damage_compressed(file):
+    savemat(file, {"Normal_gt": np.random.default_rng(0).normal(size=(SIZE, SIZE, 3))}, do_compression=True)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
 
 
 def cut(file):

@@ -18,6 +18,7 @@ Images come as linear RGB float32, divided by their lights' intensities; axes x 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,7 +328,7 @@ def _true_normals(image: Path, mask: np.ndarray) -> np.ndarray | None:
 
     try:
         normals = loadmat(file)["Normal_gt"].astype(np.float32)
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MatReadError) as error:
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error, MatReadError) as error:
         raise UserError(f"cannot read {file}: expected a MAT file with Normal_gt") from error
     if normals.shape != (*mask.shape, 3):
         raise UserError(f"{file}: Normal_gt is {list(normals.shape)}, expected {[*mask.shape, 3]} as the images")
