@@ -14,7 +14,7 @@ import torch
 from papershelf.files import atomic_path
 from papershelf.measuring import commit, processor
 from psfcn import held_out
-from psfcn.calibration import ball_normals, find_ball
+from psfcn.balls import ball_normals, find_balls
 from psfcn.captures import ReadOptions, read
 from psfcn.classical import METHODS, solve
 
@@ -43,7 +43,7 @@ def rendered(size: int, every: int) -> dict[str, dict[str, float]]:
 def gray_ball(folder: Path) -> dict[str, float]:
     """Errors on a real gray ball under the file's lights."""
     capture = read(folder / "gray.txt", ReadOptions(lights=folder / "lights.txt"))
-    true, inside = ball_normals(find_ball(capture.mask), capture.mask.shape)
+    true, inside = ball_normals(find_balls(capture.mask)[0], capture.mask.shape)
     mask = capture.mask & inside
     return {m: degrees(solve(capture.images, capture.lights, capture.mask, m).normals, true, mask) for m in METHODS}
 

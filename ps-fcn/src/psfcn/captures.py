@@ -95,11 +95,8 @@ def read(path: Path | str, options: ReadOptions = ReadOptions()) -> Capture:
         UserError: something is missing or damaged, or images, lights and mask do not fit each other.
     """
     path = Path(path)
-    files, lights_file, mask_file = _layout(path)
+    files, lights_file, mask_file = files_of(path, options.mask)
     lights_file = options.lights or lights_file
-    mask_file = options.mask or mask_file
-    if mask_file:  # which may lie among the photographs under any name
-        files = [file for file in files if file.resolve() != mask_file.resolve()]
     stored = _load_all(files)
     top = float(np.iinfo(stored.dtype).max) if stored.dtype.kind == "u" else 1.0
     images = linear(stored.astype(np.float32) / np.float32(top), options.gamma)
@@ -110,7 +107,7 @@ def read(path: Path | str, options: ReadOptions = ReadOptions()) -> Capture:
         intensities = read_intensities(intensities_file)
         _same_count(intensities_file, len(intensities), len(files))
         images /= intensities[:, None, None].astype(np.float32)
-    mask = _read_mask(mask_file, images.shape[1:3]) if mask_file else propose(images)
+    mask = read_mask(mask_file, images.shape[1:3]) if mask_file else propose(images)
     if not mask.any():
         raise UserError(f"{mask_file or path}: the mask is empty; give a picture with the object in white by --mask")
     if not mask_file:
@@ -193,6 +190,39 @@ def read_photograph(path: Path) -> np.ndarray:
     return np.repeat(image, 3, 2) if image.shape[2] == 1 else image[..., :3]
 
 
+def files_of(path: Path, mask: Path | None = None) -> tuple[list[Path], Path | None, Path | None]:
+    """The photographs of a layout, and the layout's own file of light directions and its mask, where it has them.
+
+    Args:
+        path: as in :func:`read`.
+        mask: one to take in place of the layout's own.
+
+    Raises:
+        UserError: there are no photographs.
+    """
+    files, lights, own = _layout(path)
+    mask = mask or own
+    if mask:  # which may lie among the photographs under any name
+        files = [file for file in files if file.resolve() != mask.resolve()]
+    if not files:
+        raise UserError(f"{path}: no images here beside the mask; expected the object under each light")
+    return files, lights, mask
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """``[H, W]`` bool from a picture with the object in white.
+
+    Raises:
+        UserError: the file cannot be read, or is of another size.
+    """
+    picture = read_photograph(path)
+    if picture.shape[:2] != size:
+        raise UserError(
+            f"{path} is {picture.shape[1]}x{picture.shape[0]} and the images {size[1]}x{size[0]}; make them alike"
+        )
+    return picture.max(-1) > (np.iinfo(picture.dtype).max / 2 if picture.dtype.kind == "u" else 0.5)
+
+
 def _layout(path: Path) -> tuple[list[Path], Path | None, Path | None]:
     """The images, and the layout's own files of light directions and mask, where it has them."""
     if path.is_dir():
@@ -273,15 +303,6 @@ def _read_targa(path: Path) -> np.ndarray:
         raise UserError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is damaged or no image'}"
         ) from error
-
-
-def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    picture = read_photograph(path)
-    if picture.shape[:2] != size:
-        raise UserError(
-            f"{path} is {picture.shape[1]}x{picture.shape[0]} and the images {size[1]}x{size[0]}; make them alike"
-        )
-    return picture.max(-1) > (np.iinfo(picture.dtype).max / 2 if picture.dtype.kind == "u" else 0.5)
 
 
 def _beside(image: Path, name: str) -> Path | None:

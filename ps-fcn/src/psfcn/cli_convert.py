@@ -36,13 +36,13 @@ Examples:
 )
 @in_network("--full", is_flag=True, help="Keep single precision in a .safetensors.")
 @in_lights("--images", type=PATH, metavar="FOLDER", help="Photographs in the lights' order, for an .lp to name.")
-@in_output("-o", "--output", required=True, type=PATH, help="Of weights: .safetensors, .pth. Of lights: .txt, .lp.")
+@in_output("-o", "--output", required=True, type=PATH, help="Weights: .safetensors, .pth. Lights: .txt, .lp, .yml.")
 @verbose_option()
 def convert_command(source: Path, kind: str | None, full: bool, images: Path | None, output: Path) -> None:
     """Bring a file of weights, or of light directions, into another form.
 
     Weights: the released code's .pth (.pth.tar) into ours and back. Lights: .txt, .lp, .npy, or OpenCV's .yml into
-    .txt or .lp.
+    .txt, .lp or .yml.
     """
     weights = source.suffix in WEIGHTS
     if weights != (output.suffix in WEIGHTS):

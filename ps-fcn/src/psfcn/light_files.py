@@ -91,12 +91,15 @@ def read_intensities(path: Path | str) -> np.ndarray:
 
 
 def write_lights(path: Path | str, directions: np.ndarray, names: tuple[str, ...] = ()) -> None:
-    """Write directions ``[Q, 3]``: ``.lp`` with the images' names, or plain ``x y z`` lines.
+    """Write directions ``[Q, 3]``: ``.lp`` with the images' names, OpenCV's .yml, .yaml or .xml, or ``x y z`` lines.
 
     Raises:
         UserError: an ``.lp`` is asked for and there is not one name for each light.
     """
     path = Path(path)
+    if path.suffix.lower() in OPENCV:
+        _write_opencv_matrix(path, np.asarray(directions, np.float64))
+        return
     lines = [" ".join(f"{number:.8g}" for number in row) for row in directions]
     if path.suffix.lower() == ".lp":
         if len(names) != len(lines):
@@ -149,6 +152,15 @@ def _opencv_matrix(path: Path) -> np.ndarray:
         if matrix is not None and matrix.ndim == 2 and 3 in matrix.shape:
             return _checked(path, matrix if matrix.shape[1] == 3 else matrix.T, (3,))
     raise UserError(f"{path}: expected a matrix of Q x 3 light directions, found none")
+
+
+def _write_opencv_matrix(path: Path, matrix: np.ndarray) -> None:
+    import cv2
+
+    with atomic_path(path) as part:
+        file = cv2.FileStorage(str(part), cv2.FILE_STORAGE_WRITE)
+        file.write("light_directions", matrix)
+        file.release()
 
 
 def _checked(path: Path, values: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
