@@ -1,6 +1,6 @@
-"""Angular errors of the classical methods: on the renderer's held-out objects, and on a real ball.
+"""Angular errors of the classical methods on the renderer's held-out objects; of real photographs uw.py tells.
 
-python ps-fcn/bench/classical.py [--size 48] [--every 2] [--uw photometric_stereo/uw] [--json FILE]
+python ps-fcn/bench/classical.py [--size 48] [--every 2] [--json FILE]
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from papershelf.files import atomic_path
 from papershelf.measuring import commit, processor
 from psfcn import held_out
-from psfcn.balls import ball_normals, find_balls
-from psfcn.captures import ReadOptions, read
 from psfcn.classical import METHODS, solve
 
 LIGHTS = (8, 16, 32, 96)
@@ -40,26 +38,15 @@ def rendered(size: int, every: int) -> dict[str, dict[str, float]]:
     return {str(count): {method: float(np.mean(errors[count, method])) for method in METHODS} for count in LIGHTS}
 
 
-def gray_ball(folder: Path) -> dict[str, float]:
-    """Errors on a real gray ball under the file's lights."""
-    capture = read(folder / "gray.txt", ReadOptions(lights=folder / "lights.txt"))
-    true, inside = ball_normals(find_balls(capture.mask)[0], capture.mask.shape)
-    mask = capture.mask & inside
-    return {m: degrees(solve(capture.images, capture.lights, capture.mask, m).normals, true, mask) for m in METHODS}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=int, default=48, help="pixels along each side of the objects")
     parser.add_argument("--every", type=int, default=2, help="take one object in so many of the 60")
-    parser.add_argument("--uw", type=Path, help="University of Washington's folder with gray.txt")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tables = {f"{count} lights": row for count, row in rendered(args.size, args.every).items()}
-    if args.uw:
-        tables["gray ball"] = gray_ball(args.uw)
     for name, row in tables.items():
         print(f"{name:10}", *(f"{method} {error:6.2f}" for method, error in row.items()))
     if args.json:

@@ -11,6 +11,8 @@ from papershelf.errors import UserError
 from psfcn.balls import Ball, ball_normals, find_balls, see_ball
 from psfcn.calibration import degrees, from_chrome_balls, from_matt_balls, shared_light
 from psfcn.calibration_run import Options, angles_to, calibrate
+from psfcn.captures import read
+from psfcn.classical import solve
 from scipy import ndimage
 
 DATA = os.environ.get("PAPERSHELF_DATA")
@@ -216,3 +218,7 @@ def test_the_real_balls_agree_with_each_other_and_all_but_two_lights_with_their_
     to_chrome = degrees(gray.found.directions, seen.found.directions)
     assert to_chrome[:2].mean() < angles_to(gray, folder / "lights.txt")[:2].mean()
     assert np.median(to_chrome) < 3.5
+    capture = read(folder / "gray.txt")
+    true, inside = ball_normals(find_balls(capture.mask)[0], capture.mask.shape)
+    found = solve(capture.images, seen.found.directions, capture.mask, "sbl").normals
+    assert degrees(found, true)[capture.mask & inside].mean() < 5.9
