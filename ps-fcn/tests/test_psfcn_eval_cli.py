@@ -113,6 +113,20 @@ def test_lights_that_lcnet_finds(rendered, tmp_path):
     assert "intensity, relative" in text
 
 
+def test_lights_and_images_of_another_convention(rendered):
+    right = shown(run(rendered, "--method", "ls", "--json"))["average"]["ls"]
+    lights = rendered / "mugPNG" / "light_directions.txt"
+    np.savetxt(lights, np.loadtxt(lights) * [1, -1, 1])
+    words = [rendered / "mugPNG", "--method", "ls", "--json"]
+    wrong = shown(run(*words))["average"]["ls"]
+    turned = shown(run(*words, "--flip-lights", "y"))["average"]["ls"]
+    assert wrong > turned + 10
+    assert shown(run(*words, "--flip-lights", "y", "--gamma", "2.2"))["average"]["ls"] != turned
+    assert run(rendered, "--gamma", "bright").stderr.startswith("Error: mug: gamma must be")
+    whole = shown(run(rendered / "vasePNG", "--method", "ls", "--json"))["average"]["ls"]
+    assert (turned + whole) / 2 == pytest.approx(right, abs=1e-3)
+
+
 def test_published_figures_stand_below_diligent(tmp_path):
     pms = tmp_path / "pmsData"
     pms.mkdir()
@@ -120,6 +134,8 @@ def test_published_figures_stand_below_diligent(tmp_path):
         write_diligent(sphere_sample(0, size=12, lights=96), pms / f"{name}PNG")
     result = run(tmp_path, "--method", "ls", "--lights", "10")
     assert result.exit_code == 0, result.output
+    heads = [line.removeprefix("degrees") for line in result.stdout.splitlines() if line.startswith("degrees")]
+    assert "".join(heads).split() == [*OBJECTS, "average"]  # in the papers' order
     published = [line for line in result.stdout.splitlines() if line.startswith("published")]
     assert any("least squares, 96 images" in line and "4.10" in line for line in published)
     assert any("PS-FCN, 10 images" in line and line.endswith("10.19") for line in published)

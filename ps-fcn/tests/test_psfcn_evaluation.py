@@ -207,7 +207,7 @@ def test_fewer_lights_are_the_same_for_the_same_seed(tmp_path):
 def test_the_bear_lacks_its_damaged_images(tmp_path):
     for name in ("bearPNG", "catPNG"):
         write_diligent(lambertian(96, 16), tmp_path / name)
-    bear, cat = find([tmp_path])
+    cat, bear = find([tmp_path])  # in the papers' order
     subject = load(bear)
     assert subject.diligent
     assert subject.capture.names[0] == "021.png"

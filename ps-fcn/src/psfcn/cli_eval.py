@@ -39,6 +39,8 @@ Examples:
 @in_data("--objects", metavar="A,B,..", help="Only these. [default: all]")
 @in_data("--lights", type=click.IntRange(1), help="How many images of each object, chosen by --seed. [default: all]")
 @in_data("--all-images", is_flag=True, help="Take the 20 damaged images of DiLiGenT's bear, too.")
+@in_data("--gamma", default="linear", help="What the images are encoded with: linear, srgb, or a power such as 2.2.")
+@in_data("--flip-lights", default="", metavar="AXES", help="Turn the sign of these axes of the lights, such as y.")
 @in_data("--uncalibrated", is_flag=True, help="Find the lights in the images (LCNet), and measure them.")
 @in_method(
     "--method",
@@ -62,6 +64,8 @@ def eval_command(
     objects: str | None,
     lights: int | None,
     all_images: bool,
+    gamma: str,
+    flip_lights: str,
     uncalibrated: bool,
     methods: tuple[str, ...] | None,
     weights: Path | None,
@@ -91,6 +95,7 @@ def eval_command(
     from tqdm import tqdm
 
     from psfcn import checkpoints, evaluation, evaluation_pictures, evaluation_sets
+    from psfcn.captures import ReadOptions
     from psfcn.published import OBJECTS
 
     if threads:
@@ -104,7 +109,8 @@ def eval_command(
     if "auto" in methods and network is None:
         click.echo("note: no weights of PS-FCN are here, so auto is robust", err=True)
     finder = checkpoints.load(lcnet or checkpoints.default_weights("lcnet"), "lcnet") if uncalibrated else None
-    entries = evaluation_sets.find(folders, tuple(objects.split(",")) if objects else ())
+    options = ReadOptions(gamma=gamma, flip_lights=flip_lights)
+    entries = evaluation_sets.find(folders, [name for name in (objects or "").split(",") if name])
     if output:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -114,6 +120,8 @@ def eval_command(
     settings = {
         "lights": lights,
         "seed": seed,
+        "gamma": gamma,
+        "flip_lights": flip_lights,
         "uncalibrated": uncalibrated,
         "precision": precision,
         "device": str(place),
@@ -125,7 +133,7 @@ def eval_command(
         for entry in entries:
             bar.set_description(entry.name)
             try:
-                subject = evaluation_sets.load(entry, lights, seed, all_images=all_images)
+                subject = evaluation_sets.load(entry, lights, seed, all_images=all_images, options=options)
                 outcome = evaluation.evaluate(
                     subject,
                     methods,

@@ -34,10 +34,11 @@ from psfcn.samples import Sample
 TRUTH_PICTURES = ("normal_gt.png", "normal_gt.tif", "normal.png", "normal.tif")  # in lower case
 SHOWN = 5  # names in a message
 SHORT = 0.5  # of (n + 1) / 2 in 8 bits, zero is off by less and a unit vector's length stays above
+AS_STORED = ReadOptions()
 BEAR, DAMAGED = "bearPNG", 20
 BEAR_NOTE = (
-    f"its first {DAMAGED} images are left out, as they are damaged and CNN-PS (ECCV 2018) and others do; the published "
-    "rows are of all 96, and --all-images takes all"
+    f"its first {DAMAGED} images are left out, as CNN-PS (ECCV 2018) does for faults in them; the published rows are "
+    "of all 96, and --all-images takes all"
 )
 
 
@@ -93,7 +94,14 @@ def find(folders: Sequence[Path], only: Sequence[str] = ()) -> list[Entry]:
     return entries
 
 
-def load(entry: Entry, lights: int | None = None, seed: int = 0, *, all_images: bool = False) -> Subject:
+def load(
+    entry: Entry,
+    lights: int | None = None,
+    seed: int = 0,
+    *,
+    all_images: bool = False,
+    options: ReadOptions = AS_STORED,
+) -> Subject:
     """Read an object.
 
     Args:
@@ -101,11 +109,12 @@ def load(entry: Entry, lights: int | None = None, seed: int = 0, *, all_images: 
         lights: how many of its images to take, the same for the same seed and number of images; None for all.
         seed: of the choice.
         all_images: take those of DiLiGenT's bear that are damaged, too.
+        options: what folders do not say of their images and lights; samples need none.
 
     Raises:
         UserError: files are missing or damaged, or no true normals are there.
     """
-    capture, intensities = _sample(entry.path) if entry.path.suffix == ".npz" else _folder(entry.path)
+    capture, intensities = _sample(entry.path) if entry.path.suffix == ".npz" else _folder(entry.path, options)
     notes = list(capture.notes)
     count = len(capture.images)
     diligent = is_diligent(entry.path, count)
@@ -153,7 +162,10 @@ def _entries(path: Path) -> list[Entry]:
         return [Entry(file.stem, file) for file in sorted(samples, key=lambda file: natural_order(file.name))]
     folders = [child for child in path.iterdir() if child.is_dir()]
     if (path / "objects.txt").exists() or any((child / name).exists() for child in folders for name in captures.LISTS):
-        return [Entry(name, folder) for name, folder in captures.read_objects(path)]
+        found = [Entry(name, folder) for name, folder in captures.read_objects(path)]
+        if {entry.name for entry in found} <= set(published.OBJECTS):
+            found.sort(key=lambda entry: published.OBJECTS.index(entry.name))  # as papers' tables have them
+        return found
     if (path / "pmsData").is_dir():
         return _entries(path / "pmsData")
     if any(path.glob("*.data")) or any(child.suffix.lower() in captures.IMAGES for child in path.iterdir()):
@@ -174,10 +186,12 @@ def _sample(path: Path) -> tuple[Capture, np.ndarray]:
     return Capture(images, sample.mask, names, sample.lights.astype(np.float64), normals), sample.intensities
 
 
-def _folder(path: Path) -> tuple[Capture, np.ndarray]:
+def _folder(path: Path, options: ReadOptions) -> tuple[Capture, np.ndarray]:
     shared = path.parent / "light_directions.txt"  # one file for all objects, where they have none of their own
     own = any((path / name).exists() for name in captures.DIRECTIONS)
-    capture = captures.read(path, ReadOptions(lights=shared if shared.exists() and not own else None))
+    if shared.exists() and not own:
+        options = dataclasses.replace(options, lights=shared)
+    capture = captures.read(path, options)
     file = path / "light_intensities.txt"
     intensities = read_intensities(file) if file.exists() else np.ones((len(capture.images), 3))
     if capture.normals is not None:
