@@ -46,8 +46,15 @@ def find_balls(mask: np.ndarray) -> list[Ball]:
     if not parts:
         raise UserError("the mask of the ball is empty; give a picture with the ball in white")
     sizes = ndimage.sum_labels(mask, labels, np.arange(1, parts + 1))
-    large = 1 + np.flatnonzero(sizes >= CRUMB * sizes.max())
-    return sorted((_disc(labels == part) for part in large), key=lambda ball: -ball.radius)
+    boxes = ndimage.find_objects(labels)
+    balls = []
+    for part in np.flatnonzero(sizes >= CRUMB * sizes.max()):
+        # With room around it: what of the picture lies there is not the ball.
+        room = max(side.stop - side.start for side in boxes[part]) // 4 + 2
+        box = tuple(slice(max(0, side.start - room), side.stop + room) for side in boxes[part])
+        ball = _disc(labels[box] == part + 1)
+        balls.append(Ball(ball.x + box[1].start, ball.y + box[0].start, ball.radius))
+    return sorted(balls, key=lambda ball: -ball.radius)
 
 
 def see_ball(brightness: np.ndarray) -> Ball:
