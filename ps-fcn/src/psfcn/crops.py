@@ -145,7 +145,7 @@ def random_crop(sample: Sample, rng: np.random.Generator, quantity: int, size: i
 
 def photographs(sample: Sample, chosen: np.ndarray | slice, window: tuple[slice, slice] = (slice(None),) * 2) -> Tensor:
     """Some of a sample's images, divided by their lights' intensities, ``[Q, 3, H, W]`` in about [0, 1]."""
-    pixels = torch.from_numpy(sample.images[chosen][:, *window].astype(np.float32)).permute(0, 3, 1, 2) / WHITE
+    pixels = torch.from_numpy(sample.images[:, *window][chosen].astype(np.float32)).permute(0, 3, 1, 2) / WHITE
     return pixels / torch.from_numpy(sample.intensities[chosen])[:, :, None, None]
 
 
