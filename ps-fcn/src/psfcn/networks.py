@@ -11,6 +11,8 @@ which removes what the albedo varies; UPS-FCN is the same network without lights
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 GROUP = 8  # photographs at once where memory must stay constant
 STRIDE = 4  # sides are padded to multiples of it: the extractor halves them twice
 TRAINED_WITH = 32  # photographs in the paper's training; with q of them normalised values are sqrt(32 / q) as large
+SLOPE = 0.1  # of LeakyReLU below zero
 EPSILON = 1e-10  # of the released code's norm
 _UNIT = 2.0**44  # what is summed in place of 1.0: whole numbers, exact in float64 up to 512 of them
 
@@ -137,20 +140,35 @@ def normalise_images(images: Tensor) -> Tensor:
         The same shape, float32; zero where all of a pixel's values are. The same in any order of the photographs.
     """
     images = images.float()
-    peak = images.abs().amax((1, 2))
-    scale = torch.where(peak > 0, peak, 1)[:, None]
+    return images * scales(images.unbind(1))[:, None]
+
+
+def scales(photographs: Sequence[Tensor]) -> Tensor:
+    """What :func:`normalise_images` multiplies by.
+
+    Args:
+        photographs: each ``[..., 3, H, W]`` float32. They are taken one after the other, twice, and not kept.
+
+    Returns:
+        ``[..., 1, H, W]`` float32, the same in any order of the photographs.
+    """
+    peak = photographs[0].abs().amax(-3, keepdim=True)
+    for number in range(1, len(photographs)):
+        peak = torch.maximum(peak, photographs[number].abs().amax(-3, keepdim=True))
+    scale = torch.where(peak > 0, peak, 1)
     total = torch.zeros_like(peak, dtype=torch.float64)
-    for image in images.unbind(1):
+    for number in range(len(photographs)):
         # Whole numbers have the same sum in any order; a sum of fractions would differ in its last bits.
-        total += ((image / scale).double().square() * _UNIT).round().sum(1)
+        shares = (photographs[number] / scale).double().square_().mul_(_UNIT).round_()
+        total += shares.sum(-3, keepdim=True)
     norm = peak * (total / _UNIT).sqrt().float()
-    return images / (norm[:, None, None] + EPSILON) * (images.shape[1] / TRAINED_WITH) ** 0.5
+    return (len(photographs) / TRAINED_WITH) ** 0.5 / (norm + EPSILON)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _upsampling(inputs: int, outputs: int) -> nn.Sequential:
     """To twice the side."""
-    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.LeakyReLU(SLOPE, inplace=True))
