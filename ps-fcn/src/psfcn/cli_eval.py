@@ -38,7 +38,7 @@ Examples:
 @click.argument("folders", metavar="FOLDER..", nargs=-1, required=True, type=PATH)
 @in_data("--objects", metavar="A,B,..", help="Only these. [default: all]")
 @in_data("--lights", type=click.IntRange(1), help="How many images of each object, chosen by --seed. [default: all]")
-@in_data("--all-images", is_flag=True, help="Take the 20 damaged images of DiLiGenT's bear, too.")
+@in_data("--skip-damaged", is_flag=True, help="Leave out the first 20 images of DiLiGenT's bear.")
 @in_data("--gamma", default="linear", help="What the images are encoded with: linear, srgb, or a power such as 2.2.")
 @in_data("--flip-lights", default="", metavar="AXES", help="Turn the sign of these axes of the lights, such as y.")
 @in_data("--uncalibrated", is_flag=True, help="Find the lights in the images (LCNet), and measure them.")
@@ -63,7 +63,7 @@ def eval_command(
     folders: tuple[Path, ...],
     objects: str | None,
     lights: int | None,
-    all_images: bool,
+    skip_damaged: bool,
     gamma: str,
     flip_lights: str,
     uncalibrated: bool,
@@ -133,7 +133,7 @@ def eval_command(
         for entry in entries:
             bar.set_description(entry.name)
             try:
-                subject = evaluation_sets.load(entry, lights, seed, all_images=all_images, options=options)
+                subject = evaluation_sets.load(entry, lights, seed, skip_damaged=skip_damaged, options=options)
                 outcome = evaluation.evaluate(
                     subject,
                     methods,

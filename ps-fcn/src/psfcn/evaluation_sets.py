@@ -37,8 +37,8 @@ SHORT = 0.5  # of (n + 1) / 2 in 8 bits, zero is off by less and a unit vector's
 AS_STORED = ReadOptions()
 BEAR, DAMAGED = "bearPNG", 20
 BEAR_NOTE = (
-    f"its first {DAMAGED} images are left out, as CNN-PS (ECCV 2018) does for faults in them; the published rows are "
-    "of all 96, and --all-images takes all"
+    f"its first {DAMAGED} images have faults, and CNN-PS (ECCV 2018) and others leave them out (--skip-damaged does); "
+    "all 96 are taken, as for the published rows"
 )
 
 
@@ -99,7 +99,7 @@ def load(
     lights: int | None = None,
     seed: int = 0,
     *,
-    all_images: bool = False,
+    skip_damaged: bool = False,
     options: ReadOptions = AS_STORED,
 ) -> Subject:
     """Read an object.
@@ -108,7 +108,7 @@ def load(
         entry: from :func:`find`.
         lights: how many of its images to take, the same for the same seed and number of images; None for all.
         seed: of the choice.
-        all_images: take those of DiLiGenT's bear that are damaged, too.
+        skip_damaged: leave out DiLiGenT's bear's first 20 images.
         options: what folders do not say of their images and lights; samples need none.
 
     Raises:
@@ -119,9 +119,11 @@ def load(
     count = len(capture.images)
     diligent = is_diligent(entry.path, count)
     which = np.arange(count)
-    if diligent and entry.path.name == BEAR and not all_images:
-        which = which[DAMAGED:]
-        notes.append(BEAR_NOTE)
+    if diligent and entry.path.name == BEAR:
+        if skip_damaged:
+            which = which[DAMAGED:]
+        else:
+            notes.append(BEAR_NOTE)
     if lights is not None and lights > len(which):
         notes.append(f"it has {len(which)} images, and all are taken where {lights} are asked for")
     which = which[chosen(len(which), lights, seed)]
