@@ -6,6 +6,7 @@ import click
 from papershelf.errors import Group
 from papershelf.help_pages import SETTINGS
 
+from psfcn.cli_bench import COMMANDS as MEASURING
 from psfcn.cli_calibrate import COMMANDS as CALIBRATION
 from psfcn.cli_convert import COMMANDS as CONVERSION
 from psfcn.cli_eval import COMMANDS as EVALUATION
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (*PREDICTION, *RENDERING, *TRAINING, *EVALUATION, *CALIBRATION, *CONVERSION):
+for command in (*PREDICTION, *RENDERING, *TRAINING, *EVALUATION, *CALIBRATION, *CONVERSION, *MEASURING):
     main.add_command(command)
