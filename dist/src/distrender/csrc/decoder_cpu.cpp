@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -19,6 +18,7 @@
 #endif
 
 #include "decoder.h"
+#include "lanes.h"
 #include "storage.h"
 
 namespace distrender {
@@ -26,34 +26,14 @@ namespace {
 
 using papershelf::BFloat16;
 
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64, kOutputs = kBlock;
-#elif defined(__AVX__)
-constexpr int kRegisterBytes = 32, kOutputs = 6;
-#else
-constexpr int kRegisterBytes = 16, kOutputs = 6;
-#endif
-constexpr int kLanes = kRegisterBytes / 4;
+using Lanes = papershelf::Lanes<float>;
+using Words = papershelf::Lanes<uint32_t>;
+
+constexpr int kOutputs = papershelf::kRegisterBytes == 64 ? kBlock : 6;  // of a layer, at a time
+constexpr int kLanes = papershelf::kLanes<float>;
 constexpr int kVectors = 2;                  // registers of points in a group
 constexpr int kGroup = kVectors * kLanes;    // points whose numbers lie together: [input, kGroup]
 constexpr int kTile = 128;                   // points
-
-typedef float Lanes __attribute__((vector_size(kRegisterBytes)));
-typedef uint32_t Words __attribute__((vector_size(kRegisterBytes)));
-
-#define UNROLLED _Pragma("GCC unroll 16")
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-template <typename V>
-ALWAYS_INLINE V load(const void* from) {
-  V lanes;
-  memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
-}
-template <typename V>
-ALWAYS_INLINE void store(void* to, const V& lanes) {
-  memcpy(to, &lanes, sizeof(lanes));
-}
 
 // How the numbers between layers are kept, and what one of a block's weights adds to the sums: a row is one input of
 // each point, or two.

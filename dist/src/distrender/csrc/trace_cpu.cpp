@@ -51,7 +51,7 @@ class Lot {
     }
     running_ |= fresh;
     const Mask<R> begins = mask_of<R>(fresh);
-    const Index<R> at = load_lanes<R>(place_);
+    const Index<R> at = papershelf::load<Index<R>>(place_);
     const auto set = [&](R& to, const R& value) { to = begins ? value : to; };
     const auto from = [&](const T* numbers, const Index<R>& where) { return Kind<R>::gather(numbers, where); };
     set(walk_.t, from(rays_.start, at));

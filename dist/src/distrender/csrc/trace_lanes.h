@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include "lanes.h"
 #include "trace_math.h"
 
 namespace distrender {
@@ -22,11 +23,7 @@ template <typename T>
 constexpr int kLanes = kLaneBytes / sizeof(T);
 
 template <typename T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(kLaneBytes)));
-};
-template <typename T>
-using Lanes = typename LanesOf<T>::type;
+using Lanes = papershelf::Lanes<T, kLanes<T>>;
 
 template <typename T, typename I>
 struct LaneKind {
@@ -37,9 +34,7 @@ struct LaneKind {
     T numbers[kLanes<T>];
     memcpy(numbers, &x, sizeof(x));
     for (int i = 0; i < kLanes<T>; ++i) numbers[i] = Kind<T>::root(numbers[i]);
-    Lanes<T> roots;
-    memcpy(&roots, numbers, sizeof(roots));
-    return roots;
+    return papershelf::load<Lanes<T>>(numbers);
   }
   HOST_DEVICE static Index whole(const Lanes<T>& x) { return __builtin_convertvector(x, Index); }
   HOST_DEVICE static Lanes<T> number(const Index& i) { return __builtin_convertvector(i, Lanes<T>); }
@@ -49,9 +44,7 @@ struct LaneKind {
     T numbers[kLanes<T>];
     memcpy(places, &at, sizeof(at));
     for (int i = 0; i < kLanes<T>; ++i) numbers[i] = papershelf::widen(from[places[i]]);
-    Lanes<T> found;
-    memcpy(&found, numbers, sizeof(found));
-    return found;
+    return papershelf::load<Lanes<T>>(numbers);
   }
   HOST_DEVICE static void gather_pair(const T* from, const Index& at, Lanes<T>& first, Lanes<T>& second) {
     first = gather(from, at), second = gather(from + 1, at);
@@ -104,13 +97,6 @@ HOST_DEVICE Mask<R> mask_of(uint32_t bits) {
   Mask<R> mask;
   for (size_t i = 0; i < kLaneBytes / sizeof(mask[0]); ++i) mask[i] = bits >> i & 1 ? -1 : 0;
   return mask;
-}
-
-template <typename R, typename I>
-HOST_DEVICE Index<R> load_lanes(const I* from) {
-  Index<R> lanes;
-  memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
 }
 
 }  // namespace distrender

@@ -18,6 +18,7 @@
 #include <immintrin.h>
 #endif
 
+#include "lanes.h"
 #include "storage.h"
 
 namespace psfcn {
@@ -25,30 +26,14 @@ namespace {
 
 using papershelf::BFloat16;
 
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64, kRows = 14;
-#elif defined(__AVX__)
-constexpr int kRegisterBytes = 32, kRows = 3;
-#else
-constexpr int kRegisterBytes = 16, kRows = 2;
-#endif
-constexpr int kLanes = kRegisterBytes / 4;
+using Lanes = papershelf::Lanes<float>;
+using Words = papershelf::Lanes<uint32_t>;
+using Shorts = papershelf::Lanes<uint16_t, papershelf::kLanes<float>>;
+
+constexpr int kRows = papershelf::kRegisterBytes == 64 ? 14 : papershelf::kRegisterBytes == 32 ? 3 : 2;
+constexpr int kLanes = papershelf::kLanes<float>;
 constexpr int kVectors = kPanel / kLanes;  // registers of a panel; kRows of them are summed at a time
 constexpr int64_t kCache = 1 << 20;        // bytes of transformed inputs that a thread keeps
-
-typedef float Lanes __attribute__((vector_size(kRegisterBytes)));
-typedef uint32_t Words __attribute__((vector_size(kRegisterBytes)));
-typedef uint16_t Shorts __attribute__((vector_size(kRegisterBytes / 2)));
-
-#define UNROLLED _Pragma("GCC unroll 16")
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-template <typename V>
-ALWAYS_INLINE V read(const void* from) {
-  V lanes;
-  memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
-}
 
 // How numbers lie in memory, and what a row of a small matrix product adds: one input of all outputs, or two.
 template <typename Stored>
@@ -57,7 +42,7 @@ struct Format;
 template <>
 struct Format<float> {
   using Word = float;
-  static ALWAYS_INLINE Lanes load(const float* from) { return read<Lanes>(from); }
+  static ALWAYS_INLINE Lanes load(const float* from) { return papershelf::load<Lanes>(from); }
   static ALWAYS_INLINE void store(float* to, const Lanes& lanes) { memcpy(to, &lanes, sizeof(lanes)); }
   static ALWAYS_INLINE void add(Lanes& sum, float x, const Lanes& weights) { sum += x * weights; }
 };
@@ -66,7 +51,7 @@ template <>
 struct Format<BFloat16> {
   using Word = uint32_t;  // two inputs
   static ALWAYS_INLINE Lanes load(const BFloat16* from) {
-    return Lanes(__builtin_convertvector(read<Shorts>(from), Words) << 16);
+    return Lanes(__builtin_convertvector(papershelf::load<Shorts>(from), Words) << 16);
   }
   static ALWAYS_INLINE void store(BFloat16* to, const Lanes& lanes) {
 #if defined(__AVX512BF16__)
@@ -212,10 +197,10 @@ class Worker {
       UNROLLED for (int j = 0; j < kSide; ++j) {
         Lanes column[kSide];
         UNROLLED for (int i = 0; i < kSide; ++i) column[i] =
-            read<Lanes>(sums + (i * kSide + j) * sums_step + v * kLanes);
+            papershelf::load<Lanes>(sums + (i * kSide + j) * sums_step + v * kLanes);
         UNROLLED for (int i = 0; i < kOut; ++i) half[i][j] = combine(kBy.output[i], column);
       }
-      const Lanes bias = layer_.bias ? read<Lanes>(layer_.bias + panel + v * kLanes) : Lanes{};
+      const Lanes bias = layer_.bias ? papershelf::load<Lanes>(layer_.bias + panel + v * kLanes) : Lanes{};
       UNROLLED for (int i = 0; i < kOut; ++i) UNROLLED for (int j = 0; j < kOut; ++j) {
         if (top + i >= layer_.height || left + j >= layer_.width) continue;
         const int64_t y = (top + i) * scale + part / 2, x = (left + j) * scale + part % 2;
