@@ -52,20 +52,18 @@ def calibrations(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, list[fl
     return lights, {name: [round(x, 2) for x in dataclasses.astuple(balls[0])] for name, balls in circles.items()}
 
 
-def gray_ball(capture: Capture, lights: np.ndarray, network: PSFCN | None) -> dict[str, float]:
+def gray_ball(capture: Capture, lights: np.ndarray, network: PSFCN) -> dict[str, float]:
     """Mean angular errors in degrees by method."""
     true, inside = ball_normals(find_balls(capture.mask)[0], capture.mask.shape)
     lit = dataclasses.replace(capture, lights=lights)
     errors = {}
     for method in METHODS:
-        if method == "psfcn" and network is None:
-            continue
         found = estimate(lit, method, network, precision="float32")
         errors[method] = float(degrees(found.normals, true)[capture.mask & inside].mean())
     return errors
 
 
-def row(name: str, capture: Capture, network: PSFCN | None) -> tuple[np.ndarray, float]:
+def row(name: str, capture: Capture, network: PSFCN) -> tuple[np.ndarray, float]:
     """An object's row of the sheet, and the mean angle in degrees between least squares and `auto`."""
     plain, best = (estimate(capture, method, network) for method in ("ls", "auto"))
     mask = capture.mask
@@ -105,16 +103,14 @@ def _bytes(picture: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="with cat.txt, buddha.txt, gray.txt, chrome.txt and lights.txt")
-    parser.add_argument("--weights", type=Path, help="of PS-FCN [default: those that ship, if they do]")
+    parser.add_argument("--weights", type=Path, help="of PS-FCN [default: those that ship]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network, weights = None, "none: auto is robust"
-    if args.weights or checkpoints.ships("psfcn-n"):
-        network = checkpoints.load(args.weights or checkpoints.default_weights("psfcn-n"))
-        weights = args.weights.name if args.weights else "psfcn-n that ships"
+    network = checkpoints.load(args.weights or checkpoints.default_weights("psfcn-n"))
+    weights = args.weights.name if args.weights else "psfcn-n that ships"
     lights, circles = calibrations(args.folder)
     file = lights["file"]
     names = [name for name in lights if name != "file"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from papershelf.images import read_image
-from psfcn.checkpoints import save, ships
+from psfcn.checkpoints import save
 from psfcn.cli import main
 from psfcn.lcnet import LCNet
 from psfcn.networks import PSFCN
@@ -89,13 +89,10 @@ def test_a_network_and_the_gate(rendered, tmp_path):
     assert report["settings"]["network"]["kind"] == "psfcn-n"
 
 
-@pytest.mark.skipif(ships("psfcn-n"), reason="weights ship, so that there is no need for a file")
-def test_without_weights_the_defaults_are_classical(rendered):
-    result = run(rendered, "--json")
-    assert [*shown(result)["average"]] == ["robust", "ls", "trimmed"]
-    automatic = run(rendered, "--json", "--method", "auto")
-    assert shown(automatic)["average"]["auto"] == shown(result)["average"]["robust"]
-    assert "auto is robust" in automatic.stderr
+def test_the_weights_that_ship_are_the_default(rendered):
+    report = shown(run(rendered, "--json", "--method", "psfcn,robust,ls"))
+    assert report["settings"]["network"]["kind"] == "psfcn-n"
+    assert report["average"]["psfcn"] < 25  # 24 pixels, few lights: far from a network that has learnt nothing
 
 
 def test_lights_that_lcnet_finds(rendered, tmp_path):

@@ -27,7 +27,6 @@ _HOMES = {  # imported when first asked for, since PyTorch takes a second
     "read_lights": "psfcn.light_files",
     "render_sample": "psfcn.rendering",
     "save": "psfcn.checkpoints",
-    "ships": "psfcn.checkpoints",
     "solve": "psfcn.classical",
     "train": "psfcn.training",
 }

@@ -108,15 +108,10 @@ def default_weights(kind: str) -> Path:
     Raises:
         UserError: there are none.
     """
-    path = _shipped(kind)
+    path = Path(__file__).parent / "weights" / f"{kind}.safetensors"
     if not path.exists():
         raise UserError(f"no weights for {kind} come with psfcn; name a file, or train one: psfcn train {kind} --help")
     return path
-
-
-def ships(kind: str) -> bool:
-    """Whether weights of a kind come with the package."""
-    return _shipped(kind).exists()
 
 
 def kind_of(network: Network) -> str:
@@ -126,10 +121,6 @@ def kind_of(network: Network) -> str:
     if network.in_channels == 3:
         return "upsfcn"
     return "psfcn-n" if network.normalise else "psfcn"
-
-
-def _shipped(kind: str) -> Path:
-    return Path(__file__).parent / "weights" / f"{kind}.safetensors"
 
 
 def _empty(kind: str) -> Network:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from papershelf.help_pages import SETTINGS, Section, SectionedCommand, verbose_option
 
-from psfcn.cli_predict import KIND, METHODS, PATH, network_for
+from psfcn.cli_predict import METHODS, PATH, network_for
 from psfcn.cli_render import Names
 
 LEARNT = ("psfcn", "auto")
@@ -47,7 +47,7 @@ Examples:
     "methods",
     type=Names(METHODS),
     metavar="A,B,..",
-    help=f"Of {', '.join(METHODS)}. [default: {', '.join(LEARNT + CLASSICAL)}; without weights the last three]",
+    help=f"Of {', '.join(METHODS)}. [default: {', '.join(LEARNT + CLASSICAL)}]",
 )
 @in_method("--weights", type=PATH, help="Of PS-FCN, .safetensors or a released .pth. [default: those that ship]")
 @in_method("--lcnet", type=PATH, help="Weights of LCNet for --uncalibrated. [default: those that ship]")
@@ -101,13 +101,9 @@ def eval_command(
     if threads:
         torch.set_num_threads(threads)
     place = device_named(device)
-    if methods is None:
-        methods = (LEARNT if weights or checkpoints.ships(KIND) else ()) + CLASSICAL
-    methods = tuple(dict.fromkeys(methods))
+    methods = tuple(dict.fromkeys(methods or LEARNT + CLASSICAL))
     wanted = next((method for method in LEARNT if method in methods), None)
     network = network_for(wanted, weights) if wanted else None
-    if "auto" in methods and network is None:
-        click.echo("note: no weights of PS-FCN are here, so auto is robust", err=True)
     finder = checkpoints.load(lcnet or checkpoints.default_weights("lcnet"), "lcnet") if uncalibrated else None
     options = ReadOptions(gamma=gamma, flip_lights=flip_lights)
     entries = evaluation_sets.find(folders, [name for name in (objects or "").split(",") if name])

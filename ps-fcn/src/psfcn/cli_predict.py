@@ -153,7 +153,7 @@ def network_for(method: str, weights: Path | None):
     from psfcn import checkpoints
     from psfcn.networks import PSFCN
 
-    if method not in ("auto", "psfcn") or (method == "auto" and not weights and not checkpoints.ships(KIND)):
+    if method not in ("auto", "psfcn"):
         return None
     network = checkpoints.load(weights or checkpoints.default_weights(KIND))
     if not isinstance(network, PSFCN):
