@@ -8,14 +8,15 @@ Turn by turn in one run, medians, for photographs of one object that fills them:
 - ``released``: the published forward in plain PyTorch: one photograph after the other, their features in a list,
   stacked, and the maximum taken (float32)
 
-Weights are random: no time depends on them. What sliding convolutions multiply and add is counted, and PyTorch's rate
-in a product of large matrices says what the processor could do of that at best. The peak of the memory above what was
-held before, with 8 photographs and with 96, is taken in processes of their own (VmHWM).
+Weights are random: no time depends on them. What sliding convolutions multiply and add is counted, and put in seconds
+at PyTorch's rate in a product of large matrices. The peak of the memory above what was held before, with 8 photographs
+and with 96, is taken in processes of their own (VmHWM).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from torch.utils.benchmark import timer as waiting_for_gpus
 from psfcn import inference
 from psfcn.networks import PSFCN, STRIDE
 from psfcn.prediction import predict_normals
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH = 8  # photographs at once in the convolutions alone
@@ -140,6 +143,7 @@ def measure(
         if precision == "float32":
             calls[precision, "released"] = released(model, size, images)
         products[precision] = _product(DTYPES[precision], device)
+    log.info("timing %d contestants, %d turns each", len(calls), 3 + rounds)
     taken = measuring.interleaved(calls, rounds, timer)
     rates = measuring.interleaved(products, 3 * rounds, timer)
     machine = {
@@ -225,6 +229,7 @@ def multiply_adds(size: int, images: int) -> int:
 
 def peak_memory(size: int, images: int, precision: str) -> int:
     """Bytes that a prediction takes beyond the photographs and the network, in a process of its own."""
+    log.info("memory of %d photographs in %s", images, precision)
     program = ONE.format(size=size, images=images, precision=precision, threads=torch.get_num_threads(), said=SAID)
     done = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True, env=os.environ
