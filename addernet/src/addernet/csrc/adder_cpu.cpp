@@ -45,13 +45,13 @@ struct Tile {
 #pragma GCC unroll 2
       for (int64_t k = 0; k < length; ++k, filters += kWidth) {
         Lanes<T> w[V];
-        UNROLLED for (int v = 0; v < V; ++v) w[v] = load(filters + v * kLanes<T>);
+        UNROLLED for (int v = 0; v < V; ++v) w[v] = load<Lanes<T>>(filters + v * kLanes<T>);
         UNROLLED for (int p = 0; p < P; ++p)
           UNROLLED for (int v = 0; v < V; ++v) sum[v][p] += larger(pixels.at(p, k), w[v]) * one;
       }
     }
     UNROLLED for (int v = 0; v < V; ++v) {
-      const Lanes<T> w = load(filter_sums + v * kLanes<T>);
+      const Lanes<T> w = load<Lanes<T>>(filter_sums + v * kLanes<T>);
       const int64_t here = outputs - v * kLanes<T>;
       if (here <= 0) break;
       UNROLLED for (int p = 0; p < P; ++p) {
@@ -113,8 +113,8 @@ void channel_sums(const T* x, int64_t pixels, int64_t step, int64_t channels, T*
       Lanes<T> sum[k];
       for (int i = 0; i < k; ++i) {
         const T* pixel = x + (p + i) * step;
-        sum[i] = load(pixel);
-        for (int64_t c = k; c < channels; c += k) sum[i] += load(pixel + c);
+        sum[i] = load<Lanes<T>>(pixel);
+        for (int64_t c = k; c < channels; c += k) sum[i] += load<Lanes<T>>(pixel + c);
       }
       store(to + p, sums<T>(sum));
     }

@@ -9,14 +9,11 @@
 #include <vector>
 
 #include "adder.h"
-#include "lanes.h"
+#include "adder_lanes.h"
 
 namespace addernet {
 
 ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Arrays of registers are only ever indexed in loops that are written out: then they are registers.
-#define UNROLLED _Pragma("GCC unroll 16")
 
 // Addresses of P neighbouring pixels. Four of them are one pointer and three offsets, so that all fit into
 // registers and each number is read by an instruction that also computes with it.

@@ -23,7 +23,7 @@ struct Tile {
     const Lanes<T> one = opaque(T(1));
     Lanes<T> value[P], sum[P];
     UNROLLED for (int p = 0; p < P; ++p) {
-      value[p] = channels >= k ? load(x + p * step) : load_first(x + p * step, channels);
+      value[p] = channels >= k ? load<Lanes<T>>(x + p * step) : load_first(x + p * step, channels);
       sum[p] = Lanes<T>{};
     }
     const int64_t outputs = problem.group_o();
@@ -32,7 +32,7 @@ struct Tile {
       const T* w = filters + tap.filter;
 #pragma GCC unroll 2
       for (int64_t o = 0; o < outputs; ++o, w += k) {
-        const Lanes<T> filter = load(w);
+        const Lanes<T> filter = load<Lanes<T>>(w);
         UNROLLED for (int p = 0; p < P; ++p) {
           const Lanes<T> difference = p % 2 ? filter * one - value[p] : filter - value[p];
           sum[p] += clip<T>(difference) * broadcast(pixels.at(p, o));

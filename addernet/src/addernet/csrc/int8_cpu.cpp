@@ -18,9 +18,13 @@
 #endif
 
 #include "int8.h"
+#include "lanes.h"
 
 namespace addernet_int8 {
 namespace {
+
+using papershelf::Lanes;
+using papershelf::load;
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 
@@ -159,17 +163,6 @@ void row_of_tiles(const Taps& taps, int64_t pixels, const uint8_t* x, const uint
     tiles<Blocks>[some - 1](taps, x + done * taps.pixel, filters, out + done * pitch, pitch, count);
     done += some;
   }
-}
-
-// K numbers that the compiler keeps in vector registers.
-template <typename T, int K>
-using Lanes __attribute__((vector_size(K * sizeof(T)))) = T;
-
-template <typename V, typename T>
-V load(const T* from) {
-  V v;
-  memcpy(&v, from, sizeof v);
-  return v;
 }
 
 // K neighbouring channels from `o` on of `pixels` pixels; `at` is the first one's place among [pixels, all].

@@ -1,5 +1,4 @@
-// As many numbers as the processor's widest registers hold, by the compiler's vector types, and the few
-// operations on them that the CPU kernels are made of.
+// What adder layers on a CPU do with registers (lanes.h): the few operations that their kernels are made of.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -9,41 +8,15 @@
 #include <immintrin.h>
 #endif
 
+#include "lanes.h"
+
 namespace addernet {
 
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64, kRegisters = 32;
-#elif defined(__AVX__)
-constexpr int kRegisterBytes = 32, kRegisters = 16;
-#elif defined(__aarch64__)
-constexpr int kRegisterBytes = 16, kRegisters = 32;
-#else
-constexpr int kRegisterBytes = 16, kRegisters = 16;
-#endif
-
-template <typename T>
-constexpr int kLanes = kRegisterBytes / sizeof(T);
-
-template <typename T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(kRegisterBytes)));
-};
-template <typename T>
-using Lanes = typename LanesOf<T>::type;
-
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-template <typename T>
-ALWAYS_INLINE Lanes<T> load(const T* from) {
-  Lanes<T> lanes;
-  memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
-}
-
-template <typename T>
-ALWAYS_INLINE void store(T* to, const Lanes<T>& lanes) {
-  memcpy(to, &lanes, sizeof(lanes));
-}
+using papershelf::kLanes;
+using papershelf::kRegisters;
+using papershelf::Lanes;
+using papershelf::load;
+using papershelf::store;
 
 // The first `count` lanes; those behind them are 0.
 template <typename T>
@@ -112,8 +85,7 @@ template <typename T>
 ALWAYS_INLINE Lanes<T> sums(Lanes<T> (&registers)[kLanes<T>]) {
   constexpr int k = kLanes<T>;
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef Index Order __attribute__((vector_size(kRegisterBytes)));
-  Order even, odd;
+  Lanes<Index> even, odd;
   for (int i = 0; i < k; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
   // After level l, register i holds 2^l sums of k / 2^l parts each, part by part.
   for (int width = k; width > 1; width /= 2)
