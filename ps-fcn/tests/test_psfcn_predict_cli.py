@@ -121,7 +121,11 @@ def test_the_gate_takes_what_explains_more(ball, monkeypatch):
 
     assert error(found.normals) < 0.6 * min(error(learnt), error(estimate(spoilt, "robust").normals))
     assert 0.05 < found.learnt < 0.95
-    assert found.worse == 1 - found.learnt
+    assert 0.05 < found.worse < 0.95
+    np.testing.assert_allclose(np.linalg.norm(found.normals[capture.mask], axis=-1), 1, rtol=1e-5)
+    chain = estimate(spoilt, "auto", PSFCN(normalise=True), lights_found=True)
+    assert (chain.learnt, chain.worse) == (1, None)
+    assert error(chain.normals) == pytest.approx(error(learnt), abs=1e-3)
 
 
 @pytest.mark.parametrize(

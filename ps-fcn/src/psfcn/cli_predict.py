@@ -36,7 +36,12 @@ Examples:
 @in_data("--gamma", default="linear", help="What the images are encoded with: linear, srgb, or a power such as 2.2.")
 @in_data("--flip-lights", default="", metavar="AXES", help="Turn the sign of these axes of the lights, such as y.")
 @in_data("--uncalibrated", is_flag=True, help="Find the lights in the photographs (LCNet).")
-@in_method("--method", type=click.Choice(METHODS), default="auto", help="Auto: the network where it explains more.")
+@in_method(
+    "--method",
+    type=click.Choice(METHODS),
+    default="auto",
+    help="Auto: network and robust, by what each explains; the network alone where lights are found.",
+)
 @in_method("--weights", type=PATH, help="Of PS-FCN, .safetensors or a released .pth. [default: those that ship]")
 @in_method("--lcnet", type=PATH, help="Weights of LCNet for --uncalibrated. [default: those that ship]")
 @in_method("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="Of the network.")
@@ -104,11 +109,19 @@ def predict_command(
     if uncalibrated:
         finder = checkpoints.load(lcnet or checkpoints.default_weights("lcnet"), "lcnet")
         capture, strengths = estimation.find_lights(capture, finder)
-    found = estimation.estimate(capture, method, network, precision=precision, device=place, progress=_progress())
-    if method == "auto" and network and found.worse:
+    found = estimation.estimate(
+        capture,
+        method,
+        network,
+        lights_found=uncalibrated,
+        precision=precision,
+        device=place,
+        progress=_progress(),
+    )
+    if found.worse:
         click.echo(
-            f"note: robust least squares explains {100 * found.worse:.0f} % of the object better than the network, and "
-            "its normals stand there",
+            f"note: robust least squares explains {100 * found.worse:.0f} % of the object so much better than the "
+            "network that its normals count for more there",
             err=True,
         )
     written = result_files.write_maps(output, capture, found, images.resolve().name)

@@ -83,7 +83,9 @@ def evaluate(
         capture = found
     normals = {}
     for method in methods:
-        normals[method] = estimate(capture, method, network, precision=precision, device=device).normals
+        normals[method] = estimate(
+            capture, method, network, lights_found=finder is not None, precision=precision, device=device
+        ).normals
         progress(method)
     errors = {method: angular_errors(some, subject.capture.normals) for method, some in normals.items()}
     errors = {method: np.where(subject.measured, some, np.nan) for method, some in errors.items()}
