@@ -25,7 +25,7 @@ from psfcn.prediction import Precision, predict_normals
 ROBUST = "sbl"  # of the classical methods the best on held-out materials, from 8 lights to 96
 METHODS = ("auto", "psfcn", "robust", *classical.METHODS)
 WINDOW = 5  # pixels: residuals of single ones are noisy
-# Of the gate, chosen on rendered objects that nothing else was measured on, and on real photographs of a ball.
+# Of the gate, chosen on 20 renders of their own, half of Mitsuba's objects, and the real photographs of a gray ball.
 EVEN, STEEP = 1.4, 3  # the ratio of residuals at which both count alike; how fast that changes
 HALF = 0.07  # of a pixel's brightness: the residual at which the confidence is one half
 
