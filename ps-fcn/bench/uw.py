@@ -22,13 +22,14 @@ from papershelf.files import atomic_path
 from papershelf.images import write_image
 from papershelf.measuring import commit, processor
 from psfcn import checkpoints
+from psfcn.angles import degrees, mean_degrees
 from psfcn.balls import ball_normals, find_balls, see_ball
-from psfcn.calibration import degrees, from_chrome_balls, from_matt_balls, shared_light
+from psfcn.calibration import from_chrome_balls, from_matt_balls, shared_light
 from psfcn.captures import Capture, ReadOptions, read
-from psfcn.estimation import estimate
+from psfcn.estimation import Estimator
 from psfcn.networks import PSFCN
 from psfcn.relight_page import srgb
-from psfcn.result_files import normal_picture
+from psfcn.result_files import as_bytes, normal_picture
 
 METHODS = ("ls", "trimmed", "l1", "robust", "psfcn", "auto")
 HIGH, WIDE, GAP, LABEL = 300, 225, 6, 20  # pixels; wider pictures are made less high
@@ -56,28 +57,25 @@ def gray_ball(capture: Capture, lights: np.ndarray, network: PSFCN) -> dict[str,
     """Mean angular errors in degrees by method."""
     true, inside = ball_normals(find_balls(capture.mask)[0], capture.mask.shape)
     lit = dataclasses.replace(capture, lights=lights)
-    errors = {}
-    for method in METHODS:
-        found = estimate(lit, method, network, precision="float32")
-        errors[method] = float(degrees(found.normals, true)[capture.mask & inside].mean())
-    return errors
+    estimator = Estimator(lit, network, precision="float32")
+    return {method: mean_degrees(estimator.estimate(method).normals, true, capture.mask & inside) for method in METHODS}
 
 
 def row(name: str, capture: Capture, network: PSFCN) -> tuple[np.ndarray, float]:
     """An object's row of the sheet, and the mean angle in degrees between least squares and `auto`."""
-    plain, best = (estimate(capture, method, network) for method in ("ls", "auto"))
+    plain, best = (Estimator(capture, network).estimate(method) for method in ("ls", "auto"))
     mask = capture.mask
     true, inside = ball_normals(find_balls(mask)[0], mask.shape) if name == "gray" else (plain.normals, mask)
-    apart = degrees(best.normals, true) * (mask & inside)
+    apart = np.where(mask & inside, degrees(best.normals, true), 0)
     scale = 0.9 / np.percentile(best.albedo[mask], 99)
     relit = best.albedo * scale * (best.normals @ FROM_LEFT).clip(0)[..., None]
     photograph = capture.images[4] / np.percentile(capture.images[4][mask], 99.5)
     pictures = {
-        f"{name}: a photograph": _bytes(srgb(photograph.clip(0, 1))),
+        f"{name}: a photograph": as_bytes(srgb(photograph.clip(0, 1))),
         "normals: least squares": normal_picture(plain.normals, mask),
         "normals: auto": normal_picture(best.normals, mask),
-        f"{'error of auto' if name == 'gray' else 'angle between'} (0 to 30)": _bytes((apart / WHITE)[..., None]),
-        "auto, relit from the left": _bytes(srgb(relit.clip(0, 1))),
+        f"{'error of auto' if name == 'gray' else 'angle between'} (0 to 30)": as_bytes((apart / WHITE)[..., None]),
+        "auto, relit from the left": as_bytes(srgb(relit.clip(0, 1))),
     }
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -94,10 +92,6 @@ def _tile(picture: np.ndarray, label: str) -> np.ndarray:
     tile[LABEL : LABEL + high, :width] = small
     cv2.putText(tile, label, (2, LABEL - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (230, 230, 230), 1, cv2.LINE_AA)
     return tile
-
-
-def _bytes(picture: np.ndarray) -> np.ndarray:
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 from papershelf.images import read_image, write_image
 from psfcn import cli_calibrate
+from psfcn.angles import degrees
 from psfcn.balls import Ball, ball_normals
-from psfcn.calibration import degrees
 from psfcn.calibration_run import MODES
 from psfcn.checkpoints import save
 from psfcn.cli import main
@@ -152,7 +152,7 @@ def test_lcnet_sees_lights_on_any_object(gray, tmp_path, monkeypatch):
         (["CHROME", "--mask", "TMP/square.png"], 1, "no disc"),
         (["CHROME", "--mask", "TMP/missing.png"], 1, "cannot read"),
         (["CHROME", "--mask", "TMP/small.png"], 1, "make them alike"),
-        (["CHROME", "--compare", "TMP/three.txt"], 1, "has 3 lights and there are 4 photographs"),
+        (["CHROME", "--compare", "TMP/three.txt"], 1, "has 3 lights and there are 4 images"),
         (["CHROME", "--mode", "matt"], 1, "--mode chrome"),
         (["GRAY"], 1, "--mode matt"),
         (["EMPTY"], 1, "no images here"),

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from papershelf.errors import UserError
+from psfcn.angles import degrees
 from psfcn.balls import Ball, ball_normals, find_balls, see_ball
-from psfcn.calibration import degrees, from_chrome_balls, from_matt_balls, shared_light
+from psfcn.calibration import from_chrome_balls, from_matt_balls, shared_light
 from psfcn.calibration_run import Options, angles_to, calibrate
 from psfcn.captures import read
 from psfcn.classical import solve

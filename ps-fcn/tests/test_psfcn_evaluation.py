@@ -8,7 +8,8 @@ import torch
 from papershelf.errors import UserError
 from papershelf.images import write_image
 from psfcn import published
-from psfcn.evaluation import Outcome, angular_errors, averages, evaluate, mean_error, tables
+from psfcn.angles import degrees, mean_degrees
+from psfcn.evaluation import Outcome, averages, evaluate, tables
 from psfcn.evaluation_pictures import OUTSIDE, STEEPEST, UNKNOWN, error_picture, sheet
 from psfcn.evaluation_sets import Entry, chosen, find, load
 from psfcn.lcnet import LCNet
@@ -69,10 +70,10 @@ def test_the_mean_error_is_that_of_an_independent_computation(tmp_path):
 def test_angles_of_vectors_of_any_length():
     normals = np.float32([[0, 0, 1], [0, 0, 2], [0, 0, 1], [0, 0, 0], [1, 0, 1]])
     true = np.float32([[0, 0, 3], [0, 5, 0], [0, 0, -1], [0, 0, 1], [1e-4, 0, 1e-4]])
-    np.testing.assert_allclose(angular_errors(normals, true), [0, 90, 180, np.nan, 0], atol=1e-5)
-    assert mean_error(normals[:, None], true[:, None], np.ones((5, 1), bool)) == pytest.approx(67.5)
+    np.testing.assert_allclose(degrees(normals, true), [0, 90, 180, np.nan, 0], atol=1e-5)
+    assert mean_degrees(normals[:, None], true[:, None], np.ones((5, 1), bool)) == pytest.approx(67.5)
     with pytest.raises(UserError, match="zero all over the mask"):
-        mean_error(normals[:1], 0 * true[:1], np.ones(1, bool))
+        mean_degrees(normals[:1], 0 * true[:1], np.ones(1, bool))
 
 
 def test_least_squares_on_a_matt_sphere_is_exact(tmp_path):

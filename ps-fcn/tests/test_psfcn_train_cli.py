@@ -107,9 +107,10 @@ def test_one_process_renders(monkeypatch):
 def test_a_recipe_that_cannot_be_and_a_folder_without_samples(folders, tmp_path):
     result = run("train", "psfcn", "--data", folders[0], "--batch", "0")
     assert (result.exit_code, result.stderr) == (1, "Error: batch must be at least 1, got 0\n")
-    result = run("train", "psfcn", "--data", tmp_path, "--validation", folders[1], "-o", tmp_path / "run")
+    result = run("train", "psfcn", "--data", tmp_path, "-o", tmp_path / "run")
     assert result.exit_code == 1
     assert "holds no samples (*.npz); make some with: psfcn render" in result.stderr
+    assert not (tmp_path / "run").exists()  # no held-out samples were rendered for nothing
 
 
 def test_convert_lights(tmp_path):

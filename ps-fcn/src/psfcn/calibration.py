@@ -14,6 +14,7 @@ import numpy as np
 from papershelf.errors import UserError
 from scipy import ndimage
 
+from psfcn.angles import degrees
 from psfcn.balls import Ball, ball_normals
 
 BRIGHT = 0.5  # of the brightest, from which on a pixel belongs to the highlight
@@ -231,8 +232,3 @@ def _remarks(directions: np.ndarray, spread: np.ndarray, names: Sequence[str]) -
             f"{names[behind[0]]}: the light stands behind the ball (z < 0), where it lights little that is seen"
         )
     return notes
-
-
-def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Angles between unit vectors ``[..., 3]``."""
-    return np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1)))

@@ -5,16 +5,17 @@ Two passes over the photographs, the second knowing what they have in common, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from papershelf.errors import UserError
 
+from psfcn.angles import degrees
 from psfcn.balls import Ball, find_balls, see_ball
-from psfcn.calibration import Found, degrees, from_chrome_balls, from_matt_balls, shared_light
-from psfcn.captures import Capture, files_of, linear, read_mask, read_photograph
+from psfcn.calibration import Found, from_chrome_balls, from_matt_balls, shared_light
+from psfcn.captures import Capture, files_of, in_order, linear, read_alike, read_mask, unit_directions
 from psfcn.light_files import read_lights
 from psfcn.masks import propose
 
@@ -90,46 +91,29 @@ def calibrate(options: Options) -> Calibration:
     return Calibration(tuple(files), tuple(balls), found)
 
 
-def photographs(files: list[Path] | tuple[Path, ...], gamma: str = "linear") -> Iterator[np.ndarray]:
+def photographs(files: Sequence[Path], gamma: str = "linear") -> Iterator[np.ndarray]:
     """Linear RGB ``[H, W, 3]`` float32 of one file after the other; of integers 1 is the largest.
 
     Raises:
-        UserError: a file cannot be read, differs in size from the first, or holds what is not finite.
+        UserError: as in :func:`psfcn.captures.read_alike`.
     """
-    size = None
-    for file in files:
-        image = read_photograph(file)
-        size = size or image.shape
-        if image.shape != size:
-            raise UserError(
-                f"{file} is {image.shape[1]}x{image.shape[0]} and {files[0].name} {size[1]}x{size[0]}; all images must "
-                "be alike"
-            )
+    for image in read_alike(files):
         top = float(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else 1.0
-        image = linear(image.astype(np.float32) / np.float32(top), gamma)
-        if not np.isfinite(image).all():
-            raise UserError(f"{file} holds numbers that are not finite; repair it or leave it out")
-        yield image
+        yield linear(image.astype(np.float32) / np.float32(top), gamma)
 
 
-def directions_for(path: Path, files: list[Path] | tuple[Path, ...]) -> np.ndarray:
-    """Unit directions ``[Q, 3]`` of a light file for these photographs: by their names, or else in order.
+def directions_for(path: Path, files: Sequence[Path]) -> np.ndarray:
+    """Unit directions ``[Q, 3]`` of a light file for these photographs.
+
+    By their names, unless the file names none of them: lights of other photographs are taken in order.
 
     Raises:
         UserError: the file cannot be read, or has not one light for each photograph.
     """
     lights = read_lights(path)
-    rows = {Path(name.replace("\\", "/")).stem.lower(): k for k, name in enumerate(lights.names)}
-    stems = [file.stem.lower() for file in files]
-    directions = lights.directions
-    if all(stem in rows for stem in stems):
-        directions = directions[[rows[stem] for stem in stems]]
-    if len(directions) != len(files):
-        raise UserError(f"{path} has {len(directions)} lights and there are {len(files)} photographs; one for each")
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    if (lengths == 0).any():
-        raise UserError(f"{path}: light {int((lengths == 0).argmax()) + 1} has no direction: all its numbers are 0")
-    return directions / lengths
+    named = {Path(name.replace("\\", "/")).stem.lower() for name in lights.names}
+    names = lights.names if any(file.stem.lower() in named for file in files) else ()
+    return unit_directions(in_order(path, lights.directions, names, files))[0]
 
 
 def angles_to(calibration: Calibration, path: Path) -> np.ndarray:

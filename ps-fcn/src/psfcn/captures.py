@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +117,8 @@ def read(path: Path | str, options: ReadOptions = ReadOptions()) -> Capture:
     lights = None
     if lights_file:
         found = read_lights(lights_file)
-        directions = _in_order(lights_file, found.directions, found.names, files)
-        lights, said = _directions(directions, options.flip_lights)
+        directions = in_order(lights_file, found.directions, found.names, files)
+        lights, said = unit_directions(directions, options.flip_lights)
         notes += said
     said = [
         pitfalls.coarse_levels(stored, mask, stored.dtype),
@@ -188,6 +188,24 @@ def read_photograph(path: Path) -> np.ndarray:
     """
     image = _read_targa(path) if path.suffix.lower() == ".tga" else read_image(path)
     return np.repeat(image, 3, 2) if image.shape[2] == 1 else image[..., :3]
+
+
+def read_alike(files: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Photographs as stored, see :func:`read_photograph`, one after the other.
+
+    Raises:
+        UserError: a file cannot be read, differs in size or kind from the first, or holds what is not finite.
+    """
+    kind = None
+    for file in files:
+        image = read_photograph(file)
+        own = f"{image.shape[1]}x{image.shape[0]} {image.dtype}"
+        kind = kind or own
+        if own != kind:
+            raise UserError(f"{file} is {own} and {files[0].name} {kind}; all images must be alike")
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise UserError(f"{file} holds numbers that are not finite; repair it or leave it out")
+        yield image
 
 
 def files_of(path: Path, mask: Path | None = None) -> tuple[list[Path], Path | None, Path | None]:
@@ -279,17 +297,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _load_all(files: list[Path]) -> np.ndarray:
-    first = read_photograph(files[0])
-    images = np.empty((len(files), *first.shape), first.dtype)
-    for k, file in enumerate(files):
-        image = first if k == 0 else read_photograph(file)
-        if image.shape != first.shape or image.dtype != first.dtype:
-            sizes = [f"{a.shape[1]}x{a.shape[0]} {a.dtype}" for a in (first, image)]
-            raise UserError(f"{file} is {sizes[1]} and {files[0].name} {sizes[0]}; all images must be alike")
+    images = None
+    for k, image in enumerate(read_alike(files)):
+        images = np.empty((len(files), *image.shape), image.dtype) if images is None else images
         images[k] = image
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        bad = files[int((~np.isfinite(images)).any((1, 2, 3)).argmax())]
-        raise UserError(f"{bad} holds numbers that are not finite; repair it or leave it out")
     return images
 
 
@@ -315,7 +326,7 @@ def _same_count(path: Path, lights: int, images: int) -> None:
         raise UserError(f"{path} has {lights} lights and there are {images} images; give one line for each image")
 
 
-def _in_order(path: Path, directions: np.ndarray, names: tuple[str, ...], files: list[Path]) -> np.ndarray:
+def in_order(path: Path, directions: np.ndarray, names: tuple[str, ...], files: list[Path]) -> np.ndarray:
     """A file that names its images may list them in another order, or more of them."""
     if names:
         rows = {Path(name.replace("\\", "/")).stem.lower(): k for k, name in enumerate(names)}
@@ -327,7 +338,7 @@ def _in_order(path: Path, directions: np.ndarray, names: tuple[str, ...], files:
     return directions
 
 
-def _directions(lights: np.ndarray, flip: str) -> tuple[np.ndarray, list[str]]:
+def unit_directions(lights: np.ndarray, flip: str = "") -> tuple[np.ndarray, list[str]]:
     """Unit directions, and what is to be said of them."""
     if set(flip) - set("xyz"):
         raise UserError(f"--flip-lights takes letters of xyz, got {flip!r}")
@@ -347,7 +358,7 @@ def _true_normals(image: Path, mask: np.ndarray) -> np.ndarray | None:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    try:
+    try:  # NotImplementedError is how loadmat refuses version 7.3, which is HDF5
         normals = loadmat(file)["Normal_gt"].astype(np.float32)
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError, zlib.error, MatReadError) as error:
         raise UserError(f"cannot read {file}: expected a MAT file with Normal_gt") from error

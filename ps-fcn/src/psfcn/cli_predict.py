@@ -90,7 +90,7 @@ def predict_command(
     from papershelf.devices import device_named
 
     from psfcn import captures, checkpoints, estimation, result_files
-    from psfcn.evaluation import mean_error
+    from psfcn.angles import mean_degrees
     from psfcn.integration import Perspective
     from psfcn.light_files import write_lights, write_text
 
@@ -148,7 +148,7 @@ def predict_command(
         "notes": list(capture.notes),
     }
     if capture.normals is not None and capture.normals.any():
-        report["error_degrees"] = round(mean_error(found.normals, capture.normals, inside), 4)
+        report["error_degrees"] = round(mean_degrees(found.normals, capture.normals, inside), 4)
     if as_json:
         click.echo(json.dumps(report))
         return

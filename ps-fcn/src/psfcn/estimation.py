@@ -2,14 +2,15 @@
 
 Not in the paper: the gate of ``auto``. The network and sparse Bayesian least squares each leave some of a pixel's
 photographs unexplained (:func:`psfcn.classical.residual`, averaged over a small window): r_n and r_c. Their normals are
-averaged with the weight ``1 / (1 + (r_n / (1.4 r_c))^3)`` for the network's: where it explains much less, the classical
-normal stands. The factor 1.4 is there because the classical normal is the one that was fitted to these residuals.
+averaged with the weight ``1 / (1 + (r_n / (1.1 r_c))^4)`` for the network's: where it explains much less, the classical
+normal stands. The factor 1.1 is there because the classical normal is the one that was fitted to these residuals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ ROBUST = "sbl"  # of the classical methods the best on held-out materials, from 
 METHODS = ("auto", "psfcn", "robust", *classical.METHODS)
 WINDOW = 5  # pixels: residuals of single ones are noisy
 # Of the gate, chosen on 20 renders of their own, half of Mitsuba's objects, and the real photographs of a gray ball.
-EVEN, STEEP = 1.4, 3  # the ratio of residuals at which both count alike; how fast that changes
+EVEN, STEEP = 1.1, 4  # the ratio of residuals at which both count alike; how fast that changes
 HALF = 0.07  # of a pixel's brightness: the residual at which the confidence is one half
 
 
@@ -60,11 +61,22 @@ def estimate(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Estimate:
-    """Normals of a capture.
+    """Normals of a capture by one method; several are found by one :class:`Estimator`, which takes the same.
+
+    Raises:
+        UserError: there is no such method, or lights or network are missing.
+    """
+    estimator = Estimator(
+        capture, network, lights_found=lights_found, precision=precision, device=device, progress=progress
+    )
+    return estimator.estimate(method)
+
+
+class Estimator:
+    """Normals of a capture by any of ``METHODS``; what several of them need is computed once.
 
     Args:
-        capture: with lights, unless ``network`` is UPS-FCN.
-        method: one of ``METHODS``.
+        capture: with lights (UPS-FCN does not see them, but albedo and confidence need them).
         network: what "psfcn" and "auto" use; "auto" without one is "robust".
         lights_found: whether they come from :func:`find_lights`. Their errors mislead the robust method more than the
             network, so that "auto" is the network alone then, as in the paper's chain.
@@ -73,33 +85,69 @@ def estimate(
         progress: called with how many of the network's tiles are done, and of how many.
 
     Raises:
-        UserError: there is no such method, or lights or network are missing.
+        UserError: lights are missing.
     """
-    if method not in METHODS:
-        raise UserError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if capture.lights is None:
-        raise UserError("the lights are not known: give their file, or let them be found by --uncalibrated")
-    if lights_found and method == "auto" and network:
-        method = "psfcn"
-    images, lights, mask = capture.images, capture.lights, capture.mask
-    learnt, found = None, None
-    if method == "psfcn" or (method == "auto" and network):
-        if network is None:
+
+    def __init__(
+        self,
+        capture: Capture,
+        network: PSFCN | None = None,
+        *,
+        lights_found: bool = False,
+        precision: Precision = "auto",
+        device: torch.device | str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if capture.lights is None:
+            raise UserError("the lights are not known: give their file, or let them be found by --uncalibrated")
+        self.capture, self.network, self.lights_found = capture, network, lights_found
+        self.precision, self.device, self.progress = precision, device, progress
+        self._solved: dict[str, np.ndarray] = {}
+
+    def estimate(self, method: str = "auto") -> Estimate:
+        """Normals by one of ``METHODS``.
+
+        Raises:
+            UserError: there is no such method, or the network is missing.
+        """
+        if method not in METHODS:
+            raise UserError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if method == "auto" and self.network is None:
+            method = "robust"
+        if method == "psfcn" or (method == "auto" and self.lights_found):
+            return _described(self.capture, self.learnt, 1.0)
+        if method != "auto":
+            return _described(self.capture, self.solved(ROBUST if method == "robust" else method), 0.0)
+        mask, learnt, found = self.capture.mask, self.learnt, self.solved(ROBUST)
+        weight = _weight(self.capture, learnt, found)
+        both = weight * learnt + (1 - weight) * found
+        length = np.linalg.norm(both, axis=-1, keepdims=True)
+        both = np.where(length > 0, both / np.where(length > 0, length, 1), found)  # opposite normals leave no mean
+        inside = weight[mask] if mask.any() else np.zeros(1)
+        return _described(self.capture, both, float(inside.mean()), float((inside < 0.5).mean()))
+
+    @cached_property
+    def learnt(self) -> np.ndarray:
+        """The network's normals ``[H, W, 3]``."""
+        if self.network is None:
             raise UserError("method psfcn needs a network's weights; give a file by --weights")
-        known = lights if network.in_channels == 6 else None
-        learnt = predict_normals(network, images, known, mask, precision=precision, device=device, progress=progress)
-    if method != "psfcn":
-        found = classical.solve(images, lights, mask, ROBUST if method in ("auto", "robust") else method).normals
-    if learnt is None:
-        return _described(capture, found, 0.0)
-    if found is None:
-        return _described(capture, learnt, 1.0)
-    weight = _weight(capture, learnt, found)
-    both = weight * learnt + (1 - weight) * found
-    length = np.linalg.norm(both, axis=-1, keepdims=True)
-    both = np.where(length > 0, both / np.where(length > 0, length, 1), found)  # opposite normals leave no mean
-    inside = weight[mask] if mask.any() else np.zeros(1)
-    return _described(capture, both, float(inside.mean()), float((inside < 0.5).mean()))
+        capture = self.capture
+        return predict_normals(
+            self.network,
+            capture.images,
+            capture.lights if self.network.in_channels == 6 else None,
+            capture.mask,
+            precision=self.precision,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def solved(self, method: str) -> np.ndarray:
+        """Normals ``[H, W, 3]`` by one of the classical methods."""
+        if method not in self._solved:
+            capture = self.capture
+            self._solved[method] = classical.solve(capture.images, capture.lights, capture.mask, method).normals
+        return self._solved[method]
 
 
 def find_lights(capture: Capture, network: LCNet) -> tuple[Capture, np.ndarray]:

@@ -15,7 +15,8 @@ import torch
 from papershelf.errors import UserError
 
 from psfcn import published
-from psfcn.estimation import estimate, find_lights
+from psfcn.angles import degrees
+from psfcn.estimation import Estimator, find_lights
 from psfcn.evaluation_sets import Subject
 from psfcn.lcnet import LCNet
 from psfcn.lcnet_training import angles, intensity_error
@@ -81,38 +82,18 @@ def evaluate(
                 "intensity": float(intensity_error(torch.from_numpy(seen), true)),
             }
         capture = found
+    estimator = Estimator(capture, network, lights_found=finder is not None, precision=precision, device=device)
     normals = {}
     for method in methods:
-        normals[method] = estimate(
-            capture, method, network, lights_found=finder is not None, precision=precision, device=device
-        ).normals
+        normals[method] = estimator.estimate(method).normals
         progress(method)
-    errors = {method: angular_errors(some, subject.capture.normals) for method, some in normals.items()}
+    errors = {method: degrees(some, subject.capture.normals) for method, some in normals.items()}
     errors = {method: np.where(subject.measured, some, np.nan) for method, some in errors.items()}
     means = {method: float(some[subject.measured].mean()) for method, some in errors.items()}
     broken = [method for method, mean in means.items() if not np.isfinite(mean)]
     if broken:
         raise UserError(f"{broken[0]} gives numbers that are not finite; are the weights damaged?")
     return Outcome(normals, errors, means, lights)
-
-
-def angular_errors(normals: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Angles in degrees between vectors ``[..., 3]`` of any lengths; NaN where one of them is zero."""
-    a, b = normals.astype(np.float64), true.astype(np.float64)
-    angle = np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1)))
-    return np.where((a != 0).any(-1) & (b != 0).any(-1), angle, np.nan)
-
-
-def mean_error(normals: np.ndarray, true: np.ndarray, mask: np.ndarray) -> float:
-    """The mean angle in degrees over the mask, where the truth is known.
-
-    Raises:
-        UserError: it is nowhere.
-    """
-    angle = angular_errors(normals, true)[mask]
-    if np.isnan(angle).all():
-        raise UserError("the true normals are zero all over the mask; do they belong to these images?")
-    return float(np.nanmean(angle))
 
 
 def tables(

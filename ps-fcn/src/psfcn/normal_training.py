@@ -11,10 +11,10 @@ from papershelf.training_log import Panel
 from torch import Tensor, nn
 
 from psfcn import classical
+from psfcn.angles import mean_degrees
 from psfcn.crops import Crop, Crops, Samples, photographs
 from psfcn.networks import PSFCN
 from psfcn.recipes import TrainingConfig
-from psfcn.samples import Sample
 
 BASELINES = {"least_squares": "ls", "trimmed": "trimmed"}
 
@@ -64,12 +64,12 @@ class NormalTask:
                 images, lights = photographs(sample, chosen), torch.from_numpy(sample.lights[chosen])
                 given = None if self.config.network == "upsfcn" else lights[None].to(place.device)
                 found = network(images[None].to(place.device), given)[0].permute(1, 2, 0).cpu().numpy()
-                sums[name] += angular_error(found, sample)
+                sums[name] += mean_degrees(found, sample.normal, sample.mask)
                 if not self._baselines:
                     pixels = images.permute(0, 2, 3, 1).numpy()
                     for baseline, method in BASELINES.items():
                         found = classical.solve(pixels, lights.numpy(), sample.mask, method).normals
-                        sums[f"{baseline}_{name}"] += angular_error(found, sample)
+                        sums[f"{baseline}_{name}"] += mean_degrees(found, sample.normal, sample.mask)
         totals = place.summed(torch.tensor([*sums.values()], dtype=torch.float64, device=place.device))
         means = dict(zip(sums, (totals / len(self.held_out)).tolist(), strict=True))
         if not self._baselines:
@@ -80,14 +80,6 @@ class NormalTask:
 def network_for(kind: str) -> PSFCN:
     """A fresh network of a kind: ``psfcn``, ``psfcn-n`` or ``upsfcn``."""
     return PSFCN(in_channels=3 if kind == "upsfcn" else 6, normalise=kind == "psfcn-n")
-
-
-def angular_error(normals: np.ndarray, sample: Sample) -> float:
-    """The mean angle in degrees between normals ``[H, W, 3]`` and a sample's, over its mask."""
-    true = sample.normal[sample.mask].astype(np.float64)
-    true /= np.maximum(np.linalg.norm(true, axis=1, keepdims=True), 1e-12)
-    cosine = (normals[sample.mask] * true).sum(1)
-    return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))).mean()) if len(cosine) else 0.0
 
 
 def _few_and_all(lights: int, number: int) -> tuple[np.ndarray, np.ndarray]:

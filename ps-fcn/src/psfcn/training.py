@@ -230,15 +230,13 @@ def train(
         # Asked by one process for all: the first begins to write as soon as it knows.
         if not resume and place.any(place.rank == 0 and (run / METRICS).exists()):
             raise UserError(f"{run} holds a run already; go on with --resume, or name another folder with -o")
+        samples = Samples(data)  # a wrong folder is said before anything is rendered
         if validation is None:
             validation = run / VALIDATION
             if place.rank == 0:
                 validation_set(validation, meshes)
             place.any(False)  # the others wait for them
-        if lcnet:
-            sets = found_lights.sets(lcnet, data, validation, run, config.seed)
-        else:
-            sets = Samples(data), Samples(validation)
+        sets = found_lights.sets(lcnet, data, validation, run, config.seed) if lcnet else (samples, Samples(validation))
         torch.manual_seed(config.seed)
         task = _task(config, *sets)
         if start:
